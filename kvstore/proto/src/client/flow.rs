@@ -1,0 +1,381 @@
+//! The pushes of one lane to one segment: issued, sent, sent again, acknowledged, in stamp order.
+//! Knows stamps and byte ranges of payloads; not connections. Held by the client core.
+//! Source: protocol.md P1, P2, P5 to P7.
+
+use alloc::collections::VecDeque;
+
+use crate::id::{Lane, LinkId, SegmentId, ShardId};
+use crate::key::{Key, KeyRange};
+use crate::map::Row;
+use crate::time::{Nanos, Round, Stamp};
+use crate::wire::{Arguments, Header, Kind, Refusal};
+
+use super::{ClientCore, PieceId, Retry, SendBody, TaskError, TaskId};
+
+/// A push that is not acknowledged: kept, because it may have to be sent again, to somebody else.
+#[derive(Debug)]
+pub(super) struct Pending<P> {
+    pub(super) task: TaskId,
+    pub(super) previous: Stamp,
+    pub(super) round: Round,
+    /// The keys of this segment that it has values for.
+    pub(super) values: KeyRange,
+    /// The key at which the payload begins.
+    pub(super) base: Key,
+    pub(super) payload: P,
+    pub(super) arguments: Arguments,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Sends what it has.
+    Live,
+    /// Waits to hear what has arrived.
+    Resuming,
+    /// Waits for a time.
+    Resting,
+}
+
+/// Pushes in stamp order, and how far they were sent.
+#[derive(Debug)]
+pub(super) struct Flow<P> {
+    last: Stamp,
+    /// `last` when the lane closed its latest round.
+    closed: Stamp,
+    unacknowledged: VecDeque<Pending<P>>,
+    /// The push to send from next, and the key within it; `None` means its first.
+    next: usize,
+    next_key: Option<Key>,
+    /// The highest (stamp, key) that was ever sent: below it a frame is a repeat.
+    sent: (Stamp, Key),
+    state: State,
+    /// Its place in its connection's queue.
+    pub(super) queued: Option<(Round, u64)>,
+    /// Where its frames go. Follows the map.
+    pub(super) shard: Option<ShardId>,
+}
+
+impl<P> Flow<P> {
+    pub(super) const fn new(floor: Stamp) -> Self {
+        Self {
+            last: floor,
+            closed: floor,
+            unacknowledged: VecDeque::new(),
+            next: 0,
+            next_key: None,
+            sent: (Stamp(0), 0),
+            state: State::Live,
+            queued: None,
+            shard: None,
+        }
+    }
+
+    /// The newest stamp issued; a predecessor for the next.
+    pub(super) const fn last(&self) -> Stamp {
+        self.last
+    }
+
+    /// The lane closes its round.
+    pub(super) const fn close(&mut self) {
+        self.closed = self.last;
+    }
+
+    /// The newest stamp of the rounds that are closed.
+    pub(super) const fn closed(&self) -> Stamp {
+        self.closed
+    }
+
+    pub(super) fn issue(&mut self, pending: Pending<P>) {
+        self.last = pending.task.stamp;
+        self.unacknowledged.push_back(pending);
+    }
+
+    fn next_round(&self) -> Option<Round> {
+        let live = self.state == State::Live;
+        self.unacknowledged.get(self.next).filter(|_| live).map(|pending| pending.round)
+    }
+
+    fn rewind(&mut self, index: usize) {
+        self.next = index;
+        self.next_key = None;
+    }
+
+    /// Everything above `clock` is to be sent (again).
+    fn rewind_to(&mut self, clock: Stamp) {
+        self.rewind(self.unacknowledged.iter().take_while(|pending| pending.task.stamp <= clock).count());
+    }
+
+    /// Takes out one push that `clock` covers.
+    fn pop_covered(&mut self, clock: Stamp) -> Option<Pending<P>> {
+        let covered = self.unacknowledged.front().is_some_and(|pending| pending.task.stamp <= clock);
+        let pending = covered.then(|| self.unacknowledged.pop_front()).flatten()?;
+        if self.next == 0 {
+            self.next_key = None;
+        } else {
+            self.next -= 1;
+        }
+        Some(pending)
+    }
+}
+
+/// A frame of a flow, ready to be sent.
+pub(super) struct Frame<P> {
+    pub(super) header: Header,
+    pub(super) arguments: Arguments,
+    pub(super) body: SendBody<P>,
+}
+
+impl<P: Clone> ClientCore<P> {
+    /// Queues a flow at its connection if it has something to send.
+    pub(super) fn ready_flow(&mut self, lane: Lane, segment: SegmentId) {
+        let owner = self.map.owner(segment);
+        let sequence = self.sequence + 1;
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        if flow.shard.is_none() {
+            flow.shard = owner;
+        }
+        let (Some(round), Some(shard), None) = (flow.next_round(), flow.shard, flow.queued) else { return };
+        flow.queued = Some((round, sequence));
+        self.sequence = sequence;
+        self.link_mut(shard).queue_flow((round, sequence), lane, segment);
+        self.enlist(shard);
+    }
+
+    /// How many bytes the flow's next frame will carry; `None` when it has nothing to send.
+    pub(super) fn next_frame_bytes(&self, lane: Lane, segment: SegmentId) -> Option<u64> {
+        let flow = self.flows.get(&(lane, segment))?;
+        flow.next_round()?;
+        let pending = flow.unacknowledged.get(flow.next)?;
+        let spec = self.map.tables.get(&segment.table())?;
+        let keys = u64::from((self.limits.frame_bytes_max / spec.pushed_bytes()).max(1));
+        let start = flow.next_key.unwrap_or(pending.values.start);
+        Some((pending.values.end - start).min(keys) * u64::from(spec.pushed_bytes()))
+    }
+
+    //= protocol.md P2
+    /// The flow's next frame: the next of its values, as much as a frame holds. Its tiles cut the whole segment.
+    pub(super) fn next_frame(&mut self, lane: Lane, segment: SegmentId) -> Option<Frame<P>> {
+        let bytes = self.next_frame_bytes(lane, segment)?;
+        let pushed_bytes = self.map.tables.get(&segment.table())?.pushed_bytes();
+        let assignment = self.map.rows.get(&segment)?.assignment;
+        let flow = self.flows.get_mut(&(lane, segment))?;
+        let pending = flow.unacknowledged.get(flow.next)?;
+        let start = flow.next_key.unwrap_or(pending.values.start);
+        let range = KeyRange::new(start, start + bytes / u64::from(pushed_bytes));
+        let last = range.end == pending.values.end;
+        let header = Header {
+            first: range.start == pending.values.start,
+            last,
+            // A frame's bytes fit 32 bits.
+            value_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            segment,
+            assignment,
+            lane,
+            round: pending.round,
+            stamp: pending.task.stamp,
+            range,
+            previous: pending.previous,
+            ..Header::of(Kind::Push, self.job)
+        };
+        // A payload lies in memory, so positions in it fit usize.
+        let at = |key: Key| usize::try_from((key - pending.base) * u64::from(pushed_bytes)).unwrap_or(usize::MAX);
+        let body = SendBody::Values { payload: pending.payload.clone(), bytes: at(range.start)..at(range.end) };
+        let arguments = pending.arguments;
+        let mark = (header.stamp, range.end);
+        self.counters.push_frames += 1;
+        self.counters.bytes_pushed += bytes;
+        self.counters.repeats += u64::from(mark <= flow.sent);
+        flow.sent = flow.sent.max(mark);
+        if last {
+            flow.rewind(flow.next + 1);
+        } else {
+            flow.next_key = Some(range.end);
+        }
+        Some(Frame { header, arguments, body })
+    }
+
+    //= protocol.md P6
+    pub(super) fn acknowledged_to(&mut self, lane: Lane, segment: SegmentId, stamp: Stamp) {
+        while let Some(pending) = self.flows.get_mut(&(lane, segment)).and_then(|flow| flow.pop_covered(stamp)) {
+            self.piece_done(pending.task);
+        }
+    }
+
+    /// A predecessor is missing at the owner: send again from there, unless that is what is about to be sent anyway.
+    pub(super) fn go_back(&mut self, lane: Lane, segment: SegmentId, clock: Stamp) {
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        if flow.state == State::Live {
+            flow.rewind_to(clock);
+            self.ready_flow(lane, segment);
+        }
+    }
+
+    //= protocol.md P7
+    /// The owner may have lost frames, or is another one: find out what it has, or just send again if that is cheap.
+    pub(super) fn restart(&mut self, lane: Lane, segment: SegmentId, link: Option<LinkId>) {
+        let Some(spec) = self.map.tables.get(&segment.table()) else { return };
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let keys: u64 = flow.unacknowledged.iter().map(|pending| pending.values.len()).sum();
+        let cheap = keys * u64::from(spec.pushed_bytes()) < self.limits.resume_bytes_min;
+        let unsent = flow.next == 0 && flow.next_key.is_none();
+        let shard = flow.shard;
+        match (link, shard) {
+            (Some(_), Some(shard)) if !cheap && !unsent => {
+                flow.state = State::Resuming;
+                self.link_mut(shard).ask(lane, segment);
+                self.enlist(shard);
+            }
+            _ => {
+                flow.state = State::Live;
+                flow.rewind(0);
+                self.ready_flow(lane, segment);
+            }
+        }
+    }
+
+    pub(super) fn resumed(&mut self, shard: ShardId, lane: Lane, segment: SegmentId, clock: Stamp) {
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        if flow.state == State::Resuming && flow.shard == Some(shard) {
+            flow.state = State::Live;
+            flow.rewind_to(clock);
+            self.ready_flow(lane, segment);
+        }
+    }
+
+    /// The owner is busy, or not there yet: send again later.
+    pub(super) fn put_off(&mut self, lane: Lane, segment: SegmentId) {
+        let at = self.now.after(self.limits.retry_ns);
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        if flow.state != State::Live {
+            return;
+        }
+        flow.state = State::Resting;
+        self.unqueue(lane, segment);
+        self.retries.insert((at, Retry::Flow(lane, segment)));
+    }
+
+    pub(super) fn try_again(&mut self, lane: Lane, segment: SegmentId) {
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        if flow.state == State::Resting {
+            flow.state = State::Live;
+            flow.rewind(0);
+            self.ready_flow(lane, segment);
+        }
+    }
+
+    /// The connection is gone. How far the flow was sent stays known, so that `restart` asks or sends again when the next
+    /// connection is up. Says whether there is anything to do then.
+    pub(super) fn disconnected(&mut self, lane: Lane, segment: SegmentId) -> bool {
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return false };
+        flow.queued = None;
+        if flow.state == State::Resuming {
+            flow.state = State::Live;
+        }
+        !flow.unacknowledged.is_empty()
+    }
+
+    pub(super) fn unqueue(&mut self, lane: Lane, segment: SegmentId) {
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        if let (Some(place), Some(shard)) = (flow.queued.take(), flow.shard) {
+            self.link_mut(shard).unqueue_flow(place);
+        }
+    }
+
+    /// A push was refused for good. Later ones name it as their predecessor, so the whole flow ends.
+    pub(super) fn refuse_flow(&mut self, lane: Lane, segment: SegmentId, refusal: Refusal) {
+        self.unqueue(lane, segment);
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let tasks: alloc::vec::Vec<TaskId> = flow.unacknowledged.drain(..).map(|pending| pending.task).collect();
+        flow.rewind(0);
+        for task in tasks {
+            self.complete(task, Err(TaskError::Refused(refusal)));
+        }
+    }
+
+    //= protocol.md G1
+    /// A newer row: what goes to the segment goes to its new owner from here on.
+    pub(super) fn adopt_row(&mut self, row: Row) {
+        self.map.adopt_row(row);
+        let lanes: alloc::vec::Vec<Lane> = self.lanes.keys().copied().collect();
+        for lane in lanes {
+            let started = self.lanes.get(&lane).is_some_and(|state| state.round > 0);
+            let link = self.link_mut(row.owner);
+            link.name_in_close(lane, row.segment);
+            if started {
+                link.close_due(lane);
+                self.enlist(row.owner);
+            }
+            if !self.flows.contains_key(&(lane, row.segment)) {
+                continue;
+            }
+            self.unqueue(lane, row.segment);
+            if let Some(flow) = self.flows.get_mut(&(lane, row.segment))
+                && !(cfg!(planted = "resent_to_the_old_owner") && flow.shard.is_some())
+            {
+                flow.shard = Some(row.owner);
+            }
+            let link = self.link_mut(row.owner).id();
+            self.restart(lane, row.segment, link);
+        }
+    }
+
+    /// Queues a piece of a pull at the connection of the segment's owner.
+    pub(super) fn ready_piece(&mut self, id: PieceId) {
+        let Some(piece) = self.pieces.get_mut(&id) else { return };
+        piece.sent_on = None;
+        let Some(shard) = self.map.owner(piece.segment) else { return };
+        self.link_mut(shard).queue_piece(id);
+        self.enlist(shard);
+    }
+
+    /// A piece sent on `link` was answered, with values or without. Says whether it was one of ours.
+    pub(super) fn answered(&mut self, id: PieceId, link: LinkId) -> bool {
+        let Some(piece) = self.pieces.get_mut(&id).filter(|piece| piece.sent_on == Some(link)) else { return false };
+        piece.sent_on = None;
+        if let Some(&shard) = self.shards.get(&link) {
+            self.link_mut(shard).pull_answered();
+            self.enlist(shard);
+        }
+        true
+    }
+
+    pub(super) fn retry_piece(&mut self, id: PieceId, link: LinkId, delay_ns: u64) {
+        if !self.answered(id, link) {
+            return;
+        }
+        if delay_ns == 0 {
+            self.ready_piece(id);
+        } else {
+            self.retries.insert((Nanos(self.now.0 + delay_ns), Retry::Piece(id)));
+        }
+    }
+
+    /// A piece is not wanted any more. A reply to it is ignored when it comes; its credit comes back with it.
+    pub(super) fn forget_piece(&mut self, id: PieceId) {
+        let Some(piece) = self.pieces.remove(&id) else { return };
+        if let Some(shard) = piece.sent_on.and_then(|link| self.shards.get(&link)).copied() {
+            self.link_mut(shard).orphans += 1;
+        }
+    }
+
+    pub(super) fn reply(&mut self, link: LinkId, header: &Header, payload: P) {
+        let task = TaskId { lane: header.lane, stamp: header.stamp };
+        let id = (task, header.range.start);
+        let matches = self.pieces.get(&id).is_some_and(|piece| {
+            piece.segment == header.segment && piece.range == header.range && piece.sent_on == Some(link)
+        });
+        if !matches {
+            // Cancelled in the meantime. Its credit is free; anything else would be a peer's fault, and harmless.
+            if let Some(&shard) = self.shards.get(&link) {
+                self.link_mut(shard).orphan_answered();
+                self.enlist(shard);
+            }
+            return;
+        }
+        self.answered(id, link);
+        self.pieces.remove(&id);
+        self.counters.bytes_pulled += u64::from(header.value_bytes);
+        self.effects.push_back(super::Output::Deliver { task, range: header.range, payload });
+        self.piece_done(task);
+    }
+}

@@ -1,0 +1,816 @@
+//! A worker's side of the protocol: issues tasks, sends what may be sent, keeps what is not acknowledged.
+//! Knows tasks, lanes, stamps, routes, credits; not values, not sockets, not the time. Driven by `workers::Driver`.
+//! Source: OSDI'14 §3.2, §3.4, §3.5; protocol.md §3 (P1, P2, P6, P7), §4 (T1, T4), §7 (G1), §13 (B6).
+//!
+//! Commands (`push`, `pull`, `advance`) and `handle_input` change the state, `poll_output` is drained to `Timeout` after each.
+
+mod flow;
+mod link;
+mod say;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+
+use crate::id::{JobId, Lane, LinkId, SegmentId, ShardId, TableId};
+use crate::key::{Key, KeyRange};
+use crate::limits::Limits;
+use crate::map::ClusterMap;
+use crate::table::{Aggregation, TableSpec};
+use crate::time::{Nanos, Round, Stamp};
+use crate::view::{Member, View};
+use crate::wire::{self, Arguments, Extension, Header, Kind, Refusal};
+
+use flow::{Flow, Pending};
+use link::ClientLink;
+pub use link::Grant;
+
+/// A task of this client (protocol.md K1).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TaskId {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its stamp.
+    pub stamp: Stamp,
+}
+
+/// How a task ended, when it did not succeed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TaskError {
+    /// Another process holds the lane now.
+    #[error("{0} was given to another worker: this one was silent for too long or was replaced")]
+    Fenced(Lane),
+    /// A server refused it for good.
+    #[error("a server refused it: {0:?}")]
+    Refused(Refusal),
+    /// The caller gave up.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Why a task is not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum IssueError {
+    /// A bound is reached; it falls when tasks end. Wait and try again.
+    #[error("the client has as many open tasks or unacknowledged bytes as it may")]
+    Full,
+    /// The lane is not this client's.
+    #[error("{0} is not held by this worker")]
+    NoLane(Lane),
+    /// No such table.
+    #[error("{0} is not in the map")]
+    NoTable(TableId),
+    /// Keys outside the table.
+    #[error("keys {range:?} are not within the table's 0..{len}")]
+    Range {
+        /// What was asked for.
+        range: KeyRange,
+        /// The table's length.
+        len: u64,
+    },
+    /// More bytes than could ever be under way.
+    #[error("a push of {bytes} bytes exceeds the limit of {max}; push it in parts, or raise the limit")]
+    TooLarge {
+        /// What was asked for.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+}
+
+/// A push to be issued.
+#[derive(Debug)]
+pub struct Push<P> {
+    /// Of which lane.
+    pub lane: Lane,
+    /// To which table.
+    pub table: TableId,
+    /// Which keys.
+    pub range: KeyRange,
+    /// Their values: `range.len() * table.pushed_bytes()` bytes.
+    pub payload: P,
+    /// Arguments of the update function.
+    pub arguments: Arguments,
+}
+
+/// A pull to be issued.
+#[derive(Clone, Copy, Debug)]
+pub struct Pull {
+    /// In the name of which lane.
+    pub lane: Lane,
+    /// From which table.
+    pub table: TableId,
+    /// Which keys.
+    pub range: KeyRange,
+    /// Rounds that every member must have closed (protocol.md T3): the lane's round less tau, or more.
+    pub rounds_needed: Round,
+    /// Whether the lane's own pushes to these keys must be in the values.
+    pub own_pushes: bool,
+    /// How long servers may park it, in milliseconds.
+    pub patience_ms: u32,
+}
+
+/// What happens to a client.
+#[derive(Debug)]
+pub enum Input<'a, P> {
+    /// A dial has succeeded.
+    Linked {
+        /// To which shard.
+        shard: ShardId,
+        /// The shell's name for the connection.
+        link: LinkId,
+        /// What the shard has granted to it.
+        grant: Grant,
+    },
+    /// A dial has failed.
+    DialFailed {
+        /// To which shard.
+        shard: ShardId,
+    },
+    /// A connection is gone; the last input that names it.
+    Lost {
+        /// Which.
+        link: LinkId,
+    },
+    /// A reply with values has arrived, its head verified.
+    Reply {
+        /// On which connection.
+        link: LinkId,
+        /// Its head.
+        header: Header,
+        /// What the head carries besides.
+        extension: Extension,
+        /// Its body: `header.value_bytes` of values.
+        payload: P,
+    },
+    /// Any other frame has arrived whole, its head verified.
+    Control {
+        /// On which connection.
+        link: LinkId,
+        /// Its head.
+        header: Header,
+        /// What the head carries besides.
+        extension: Extension,
+        /// Its body.
+        body: &'a [u8],
+    },
+    /// A send has completed.
+    Sent {
+        /// On which connection.
+        link: LinkId,
+    },
+    /// The manager's map.
+    Map(ClusterMap),
+    /// The scheduler's view.
+    View(View),
+    /// The scheduler hands this client lanes to run.
+    Run(Vec<Member>),
+    /// Nothing but time has passed.
+    Tick,
+}
+
+/// What a client does.
+#[derive(Debug)]
+pub enum Output<P> {
+    /// Open a connection to a shard; answer with `Linked` or `DialFailed`.
+    Dial {
+        /// To which.
+        shard: ShardId,
+    },
+    /// Send a frame. One send of the connection's room is used until `Input::Sent`.
+    Send {
+        /// On which connection.
+        link: LinkId,
+        /// Its head.
+        header: Header,
+        /// What the head carries besides.
+        extension: Extension,
+        /// Its body.
+        body: SendBody<P>,
+    },
+    /// Values have arrived for a task: of `range`, in `payload`.
+    Deliver {
+        /// Whose.
+        task: TaskId,
+        /// Which keys.
+        range: KeyRange,
+        /// Their values.
+        payload: P,
+    },
+    /// A task has ended. Exactly once per task.
+    Complete {
+        /// Which.
+        task: TaskId,
+        /// How.
+        outcome: Result<(), TaskError>,
+    },
+    /// A lane was given to another process. All its tasks have ended.
+    Fenced {
+        /// Which.
+        lane: Lane,
+    },
+    /// End a connection: the peer broke the protocol.
+    Disconnect {
+        /// Which.
+        link: LinkId,
+        /// What it did, for the operator.
+        why: &'static str,
+    },
+    /// Nothing more to do until an input, or until this time.
+    Timeout(Option<Nanos>),
+}
+
+/// The body of a frame that a client sends.
+#[derive(Clone, Debug)]
+pub enum SendBody<P> {
+    /// None.
+    Empty,
+    /// The bytes in [`ClientCore::control`], valid until the next `poll_output`.
+    Control,
+    /// These bytes of a push's payload.
+    Values {
+        /// The push's payload.
+        payload: P,
+        /// Which of its bytes.
+        bytes: core::ops::Range<usize>,
+    },
+}
+
+/// What a client has counted since its start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counters {
+    /// Push frames sent, repeats included.
+    pub push_frames: u64,
+    /// Pulls sent, repeats included.
+    pub pull_frames: u64,
+    /// Connections that came up after one to the same shard was lost.
+    pub reconnects: u64,
+    /// Push frames of tasks of which something had been sent before.
+    pub repeats: u64,
+    /// Times a segment was found elsewhere.
+    pub reroutes: u64,
+    /// Bytes of values sent in pushes.
+    pub bytes_pushed: u64,
+    /// Bytes of values received by pulls.
+    pub bytes_pulled: u64,
+}
+
+#[derive(Debug)]
+struct LaneState {
+    member: Member,
+    /// The newest stamp issued.
+    stamp: Stamp,
+    round: Round,
+    /// Segments pushed to in this round.
+    pushed: BTreeSet<SegmentId>,
+    /// Open tasks by their round.
+    open: BTreeMap<Round, u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    round: Round,
+    /// Pieces that are not done: segments of a push, frames of a pull.
+    left: u32,
+    bytes: u64,
+}
+
+/// A piece of a pull: one frame's worth of keys in one segment.
+#[derive(Clone, Debug)]
+struct Piece {
+    segment: SegmentId,
+    range: KeyRange,
+    rounds_needed: Round,
+    own: Option<Stamp>,
+    patience_ms: u32,
+    /// Where it was sent, until it is answered.
+    sent_on: Option<LinkId>,
+}
+
+type PieceId = (TaskId, Key);
+
+/// A worker's core.
+#[derive(Debug)]
+pub struct ClientCore<P> {
+    job: JobId,
+    limits: Limits,
+    map: ClusterMap,
+    view: View,
+    lanes: BTreeMap<Lane, LaneState>,
+    flows: BTreeMap<(Lane, SegmentId), Flow<P>>,
+    pieces: BTreeMap<PieceId, Piece>,
+    tasks: BTreeMap<TaskId, Task>,
+    links: BTreeMap<ShardId, ClientLink>,
+    shards: BTreeMap<LinkId, ShardId>,
+    speakers: VecDeque<ShardId>,
+    effects: VecDeque<Output<P>>,
+    unacknowledged_bytes: u64,
+    /// Flows and pieces that try again at a time.
+    retries: BTreeSet<(Nanos, Retry)>,
+    sequence: u64,
+    control: Vec<u8>,
+    counters: Counters,
+    now: Nanos,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Retry {
+    Dial(ShardId),
+    Flow(Lane, SegmentId),
+    Piece(PieceId),
+}
+
+impl<P: Clone> ClientCore<P> {
+    /// A client without lanes and without a map.
+    #[must_use]
+    pub fn new(job: JobId, limits: Limits) -> Self {
+        Self {
+            job,
+            limits,
+            map: ClusterMap::default(),
+            view: View::default(),
+            lanes: BTreeMap::new(),
+            flows: BTreeMap::new(),
+            pieces: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            links: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            speakers: VecDeque::new(),
+            effects: VecDeque::new(),
+            unacknowledged_bytes: 0,
+            retries: BTreeSet::new(),
+            sequence: 0,
+            control: Vec::new(),
+            counters: Counters::default(),
+            now: Nanos(0),
+        }
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The body of the last [`Output::Send`] with [`SendBody::Control`].
+    #[must_use]
+    pub fn control(&self) -> &[u8] {
+        &self.control
+    }
+
+    /// The map as this client has it.
+    #[must_use]
+    pub const fn map(&self) -> &ClusterMap {
+        &self.map
+    }
+
+    /// The view as this client has it.
+    #[must_use]
+    pub const fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The lanes held, ascending.
+    pub fn lanes(&self) -> impl Iterator<Item = Lane> + '_ {
+        self.lanes.keys().copied()
+    }
+
+    /// The round of a lane held.
+    #[must_use]
+    pub fn round(&self, lane: Lane) -> Option<Round> {
+        self.lanes.get(&lane).map(|state| state.round)
+    }
+
+    /// Tasks that have not ended.
+    #[must_use]
+    pub fn open_tasks(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether this task has not ended.
+    #[must_use]
+    pub fn is_open(&self, task: TaskId) -> bool {
+        self.tasks.contains_key(&task)
+    }
+
+    /// Per lane, the rounds whose tasks have all ended: what the scheduler is told (protocol.md N4).
+    pub fn acknowledged(&self) -> impl Iterator<Item = (Lane, Round)> + '_ {
+        let oldest = |state: &LaneState| state.open.keys().next().copied().unwrap_or(state.round).min(state.round);
+        self.lanes.iter().map(move |(&lane, state)| (lane, oldest(state)))
+    }
+
+    /// Shards whose connection is not up although something waits for it, for messages to the operator.
+    pub fn unreachable(&self) -> impl Iterator<Item = ShardId> + '_ {
+        self.links.iter().filter(|(_, link)| link.id().is_none() && link.wanted()).map(|(&shard, _)| shard)
+    }
+
+    fn spec(&self, table: TableId) -> Result<&TableSpec, IssueError> {
+        self.map.tables.get(&table).ok_or(IssueError::NoTable(table))
+    }
+
+    fn admit(&self, lane: Lane, table: TableId, range: KeyRange) -> Result<&TableSpec, IssueError> {
+        if !self.lanes.contains_key(&lane) {
+            return Err(IssueError::NoLane(lane));
+        }
+        let spec = self.spec(table)?;
+        if range.is_empty() || range.end > spec.len {
+            return Err(IssueError::Range { range, len: spec.len });
+        }
+        if self.tasks.len() >= self.limits.tasks_max as usize {
+            return Err(IssueError::Full);
+        }
+        Ok(spec)
+    }
+
+    fn begin(&mut self, lane: Lane, left: u32, bytes: u64) -> Option<TaskId> {
+        let state = self.lanes.get_mut(&lane)?;
+        state.stamp = state.stamp.next();
+        *state.open.entry(state.round).or_insert(0) += 1;
+        let task = TaskId { lane, stamp: state.stamp };
+        self.tasks.insert(task, Task { round: state.round, left, bytes });
+        Some(task)
+    }
+
+    /// Issues a push; constant time per segment met. Ends when every segment's owner has acknowledged it.
+    ///
+    /// # Errors
+    /// [`IssueError`]; nothing was issued then.
+    pub fn push(&mut self, push: Push<P>) -> Result<TaskId, IssueError> {
+        let (lane, table, range) = (push.lane, push.table, push.range);
+        let spec = self.admit(lane, table, range)?;
+        let bytes = range.len().saturating_mul(u64::from(spec.pushed_bytes()));
+        let parts: Vec<(SegmentId, KeyRange)> = spec.cut(table, range).collect();
+        //= protocol.md B6
+        // An aggregated round holds credit until all its lanes have come: one round of this client's lanes must fit.
+        let aggregated = spec.aggregation == Aggregation::Round;
+        let lanes = if aggregated { self.lanes.len() as u64 } else { 1 };
+        let max = if aggregated { self.limits.push_bytes_per_link } else { u64::MAX }.min(self.limits.unacknowledged_bytes_max);
+        if bytes.saturating_mul(lanes) > max {
+            return Err(IssueError::TooLarge { bytes, max: max / lanes });
+        }
+        if self.unacknowledged_bytes + bytes > self.limits.unacknowledged_bytes_max {
+            return Err(IssueError::Full);
+        }
+        let left = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        let task = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
+        self.unacknowledged_bytes += bytes;
+        let floor = task.stamp.incarnation().floor();
+        let Some(state) = self.lanes.get_mut(&lane) else { return Err(IssueError::NoLane(lane)) };
+        let round = state.round;
+        let mut issued = Vec::with_capacity(parts.len());
+        for (segment, values) in parts {
+            state.pushed.insert(segment);
+            let flow = self.flows.entry((lane, segment)).or_insert_with(|| Flow::new(floor));
+            //= protocol.md P1
+            let previous = flow.last();
+            flow.issue(Pending {
+                task,
+                previous,
+                round,
+                values,
+                base: range.start,
+                payload: push.payload.clone(),
+                arguments: push.arguments,
+            });
+            issued.push(segment);
+        }
+        drop(push.payload);
+        for segment in issued {
+            self.ready_flow(lane, segment);
+        }
+        Ok(task)
+    }
+
+    /// Issues a pull; values come as `Deliver`, then `Complete`.
+    ///
+    /// # Errors
+    /// [`IssueError`]; nothing was issued then.
+    pub fn pull(&mut self, pull: Pull) -> Result<TaskId, IssueError> {
+        let spec = self.admit(pull.lane, pull.table, pull.range)?;
+        let keys = u64::from((self.limits.frame_bytes_max / spec.value_bytes()).max(1));
+        let mut pieces = Vec::new();
+        for (segment, part) in spec.cut(pull.table, pull.range) {
+            let mut start = part.start;
+            while start < part.end {
+                let range = KeyRange::new(start, part.end.min(start.saturating_add(keys)));
+                pieces.push((segment, range));
+                start = range.end;
+            }
+        }
+        let left = u32::try_from(pieces.len()).unwrap_or(u32::MAX);
+        let task = self.begin(pull.lane, left, 0).ok_or(IssueError::NoLane(pull.lane))?;
+        for (segment, range) in pieces {
+            let own = pull.own_pushes.then(|| self.flows.get(&(pull.lane, segment)).map(Flow::last)).flatten();
+            let piece = Piece {
+                segment,
+                range,
+                rounds_needed: pull.rounds_needed,
+                own,
+                patience_ms: pull.patience_ms,
+                sent_on: None,
+            };
+            self.pieces.insert((task, range.start), piece);
+            self.ready_piece((task, range.start));
+        }
+        Ok(task)
+    }
+
+    /// Ends the lane's round: tells every shard (protocol.md T1) and returns the new round. Whether that round may start
+    /// under tau is [`Self::may_start`]'s to say.
+    ///
+    /// # Errors
+    /// [`IssueError::NoLane`].
+    pub fn advance(&mut self, lane: Lane) -> Result<Round, IssueError> {
+        let state = self.lanes.get_mut(&lane).ok_or(IssueError::NoLane(lane))?;
+        state.round += 1;
+        let round = state.round;
+        let pushed = core::mem::take(&mut state.pushed);
+        for &segment in &pushed {
+            if let Some(flow) = self.flows.get_mut(&(lane, segment)) {
+                flow.close();
+            }
+            if let Some(shard) = self.map.owner(segment) {
+                self.link_mut(shard).name_in_close(lane, segment);
+            }
+        }
+        for shard in self.map.shards() {
+            self.link_mut(shard).close_due(lane);
+            self.enlist(shard);
+        }
+        Ok(round)
+    }
+
+    /// Whether the lane's present round may start: its tasks of rounds before `round - tau` have ended.
+    //= protocol.md T4
+    #[must_use]
+    pub fn may_start(&self, lane: Lane, tau: Round) -> bool {
+        let Some(state) = self.lanes.get(&lane) else { return true };
+        let oldest = state.open.keys().next().copied().unwrap_or(state.round);
+        oldest >= state.round.saturating_sub(tau)
+    }
+
+    /// Gives up a pull: its values are not wanted any more. A push is not given up, or its lane's clock would have a hole
+    /// (protocol.md K5).
+    pub fn cancel(&mut self, task: TaskId) {
+        let ids: Vec<PieceId> = self.pieces.range((task, 0)..=(task, Key::MAX)).map(|(&id, _)| id).collect();
+        if ids.is_empty() {
+            return;
+        }
+        for id in ids {
+            self.forget_piece(id);
+        }
+        self.complete(task, Err(TaskError::Cancelled));
+    }
+
+    /// Takes one input. Drain the outputs before the next.
+    pub fn handle_input(&mut self, now: Nanos, input: Input<'_, P>) {
+        self.now = now;
+        match input {
+            Input::Linked { shard, link, grant } => self.linked(shard, link, grant),
+            Input::DialFailed { shard } => self.dial_failed(shard),
+            Input::Lost { link } => self.lost(link),
+            Input::Reply { link, header, extension, payload } => {
+                self.credit(link, &extension);
+                self.reply(link, &header, payload);
+            }
+            Input::Control { link, header, extension, body } => {
+                self.credit(link, &extension);
+                self.control_frame(link, &header, body);
+            }
+            Input::Sent { link } => {
+                if let Some(&shard) = self.shards.get(&link) {
+                    self.link_mut(shard).sent();
+                    self.enlist(shard);
+                }
+            }
+            Input::Map(map) => {
+                for &row in map.rows.values() {
+                    if self.map.rows.get(&row.segment).is_none_or(|held| held.assignment < row.assignment) {
+                        self.adopt_row(row);
+                    }
+                }
+                self.map.adopt(&map);
+            }
+            Input::View(view) => self.adopt_view(view),
+            Input::Run(members) => {
+                for member in members {
+                    self.run(member);
+                }
+            }
+            Input::Tick => {}
+        }
+        self.retry();
+    }
+
+    fn run(&mut self, member: Member) {
+        if self.lanes.get(&member.lane).is_some_and(|held| held.member.incarnation >= member.incarnation) {
+            return;
+        }
+        self.drop_lane(member.lane);
+        let stamp = member.incarnation.floor();
+        let round = member.first_round;
+        let state = LaneState { member, stamp, round, pushed: BTreeSet::new(), open: BTreeMap::new() };
+        self.lanes.insert(member.lane, state);
+        // A lane that begins in the middle has closed what came before; every shard must hear that this owner is known.
+        let rows: Vec<_> = self.map.rows.values().copied().collect();
+        for row in rows {
+            self.link_mut(row.owner).name_in_close(member.lane, row.segment);
+        }
+    }
+
+    fn adopt_view(&mut self, view: View) {
+        if view.number <= self.view.number {
+            return;
+        }
+        self.view = view;
+        let fenced: Vec<Lane> = self
+            .lanes
+            .values()
+            .filter(|held| self.view.member(held.member.lane).is_none_or(|m| m.incarnation > held.member.incarnation))
+            .map(|held| held.member.lane)
+            .collect();
+        for lane in fenced {
+            self.fence(lane);
+        }
+        //= protocol.md T7
+        let shards: Vec<ShardId> = self.links.keys().copied().collect();
+        for shard in shards {
+            self.enlist(shard);
+        }
+    }
+
+    fn fence(&mut self, lane: Lane) {
+        self.drop_lane(lane);
+        self.effects.push_back(Output::Fenced { lane });
+    }
+
+    fn drop_lane(&mut self, lane: Lane) {
+        if self.lanes.remove(&lane).is_none() {
+            return;
+        }
+        let of_lane = TaskId { lane, stamp: Stamp(0) }..=TaskId { lane, stamp: Stamp(u64::MAX) };
+        let tasks: Vec<TaskId> = self.tasks.range(of_lane).map(|(&task, _)| task).collect();
+        for task in tasks {
+            let ids: Vec<PieceId> = self.pieces.range((task, 0)..=(task, Key::MAX)).map(|(&id, _)| id).collect();
+            for id in ids {
+                self.forget_piece(id);
+            }
+            self.complete(task, Err(TaskError::Fenced(lane)));
+        }
+        self.flows.retain(|&(of, _), _| of != lane);
+        self.retries.retain(|(_, retry)| !matches!(retry, Retry::Flow(of, _) if *of == lane));
+        for link in self.links.values_mut() {
+            link.forget_lane(lane);
+        }
+    }
+
+    /// Ends a task.
+    fn complete(&mut self, task: TaskId, outcome: Result<(), TaskError>) {
+        let Some(ended) = self.tasks.remove(&task) else { return };
+        self.unacknowledged_bytes -= ended.bytes;
+        if let Some(state) = self.lanes.get_mut(&task.lane)
+            && let Some(count) = state.open.get_mut(&ended.round)
+        {
+            *count -= 1;
+            if *count == 0 {
+                state.open.remove(&ended.round);
+            }
+        }
+        self.effects.push_back(Output::Complete { task, outcome });
+    }
+
+    fn piece_done(&mut self, task: TaskId) {
+        let Some(state) = self.tasks.get_mut(&task) else { return };
+        state.left -= 1;
+        if state.left == 0 {
+            self.complete(task, Ok(()));
+        }
+    }
+
+    fn control_frame(&mut self, link: LinkId, header: &Header, body: &[u8]) {
+        let Some(&shard) = self.shards.get(&link) else { return };
+        // An answer with a range is a pull's, one without a push's.
+        let piece = (!header.range.is_empty())
+            .then_some((TaskId { lane: header.lane, stamp: header.stamp }, header.range.start));
+        match header.kind {
+            Kind::Ack => match wire::pairs(body) {
+                Ok(pairs) => {
+                    for (segment, stamp) in pairs {
+                        self.acknowledged_to(header.lane, segment, stamp);
+                    }
+                }
+                Err(_) => self.violation(link, "a malformed acknowledgement"),
+            },
+            Kind::ResumeReply => match wire::pairs(body) {
+                Ok(pairs) => {
+                    for (segment, clock) in pairs {
+                        self.resumed(shard, header.lane, segment, clock);
+                    }
+                }
+                Err(_) => self.violation(link, "a malformed answer to a resume"),
+            },
+            Kind::Gap => self.go_back(header.lane, header.segment, header.stamp),
+            Kind::MapDelta => self.adopt_rows(link, body),
+            Kind::WrongEpoch => {
+                self.counters.reroutes += 1;
+                self.adopt_rows(link, body);
+                if let Some(id) = piece {
+                    self.retry_piece(id, link, 0);
+                }
+            }
+            Kind::NeedView => {
+                self.link_mut(shard).view_sent = 0;
+                self.enlist(shard);
+                self.go_back(header.lane, header.segment, Stamp(0));
+            }
+            Kind::NeedMap | Kind::Busy => {
+                if header.kind == Kind::NeedMap {
+                    self.link_mut(shard).rows_due.insert(header.segment);
+                    self.enlist(shard);
+                }
+                match piece {
+                    Some(id) => self.retry_piece(id, link, self.limits.retry_ns),
+                    None => self.put_off(header.lane, header.segment),
+                }
+            }
+            Kind::Fenced => {
+                let incarnation = header.stamp.incarnation();
+                if self.lanes.get(&header.lane).is_some_and(|held| held.member.incarnation == incarnation) {
+                    self.fence(header.lane);
+                }
+            }
+            Kind::Refused => {
+                let refusal = Refusal::from_wire(header.round);
+                match piece {
+                    Some(id) => {
+                        self.answered(id, link);
+                        self.refuse(id.0, refusal);
+                    }
+                    None => self.refuse_flow(header.lane, header.segment, refusal),
+                }
+            }
+            Kind::Push | Kind::Pull | Kind::PullReply | Kind::Resume | Kind::Closed | Kind::ViewUpdate => {
+                self.violation(link, "a frame that only workers send");
+            }
+        }
+    }
+
+    fn refuse(&mut self, task: TaskId, refusal: Refusal) {
+        let ids: Vec<PieceId> = self.pieces.range((task, 0)..=(task, Key::MAX)).map(|(&id, _)| id).collect();
+        for id in ids {
+            self.forget_piece(id);
+        }
+        self.complete(task, Err(TaskError::Refused(refusal)));
+    }
+
+    fn violation(&mut self, link: LinkId, why: &'static str) {
+        self.effects.push_back(Output::Disconnect { link, why });
+    }
+
+    fn credit(&mut self, link: LinkId, extension: &Extension) {
+        if let (Some(credit), Some(&shard)) = (extension.credit, self.shards.get(&link)) {
+            self.link_mut(shard).credit(credit);
+            self.enlist(shard);
+        }
+    }
+
+    fn adopt_rows(&mut self, link: LinkId, body: &[u8]) {
+        let Ok(rows) = wire::rows(body) else { return self.violation(link, "a malformed map row") };
+        for (row, _) in rows {
+            // Rows of tables that this client does not know are not its concern.
+            let known = self.map.rows.get(&row.segment);
+            if known.is_some_and(|held| held.assignment < row.assignment) {
+                self.adopt_row(row);
+            }
+        }
+    }
+
+    fn retry(&mut self) {
+        while let Some(&(at, retry)) = self.retries.first() {
+            if at > self.now {
+                break;
+            }
+            self.retries.pop_first();
+            match retry {
+                Retry::Dial(shard) => {
+                    self.link_mut(shard).rest_over();
+                    self.enlist(shard);
+                }
+                Retry::Flow(lane, segment) => self.try_again(lane, segment),
+                Retry::Piece(id) => self.ready_piece(id),
+            }
+        }
+    }
+
+    fn link_mut(&mut self, shard: ShardId) -> &mut ClientLink {
+        let limits = &self.limits;
+        self.links.entry(shard).or_insert_with(|| ClientLink::new(limits))
+    }
+
+    fn enlist(&mut self, shard: ShardId) {
+        let link = self.link_mut(shard);
+        if !link.listed {
+            link.listed = true;
+            self.speakers.push_back(shard);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What a client says, one frame at a time: built when there is room to send it, from what waits by then.
+//! Knows frames and the order of their importance. Called by `poll_output`.
+//! Source: protocol.md §12; T1, T7, P7, B1.
+
+use alloc::vec::Vec;
+
+use crate::id::{LinkId, SegmentId, ShardId};
+use crate::time::Stamp;
+use crate::wire::{self, Extension, Header, Kind, PullOptions};
+
+use super::link::Close;
+use super::{ClientCore, Output, PieceId, SendBody};
+
+type Said<P> = (Header, Extension, SendBody<P>);
+
+impl<P: Clone> ClientCore<P> {
+    /// The next thing to do. `Timeout` when there is none.
+    pub fn poll_output(&mut self) -> Output<P> {
+        loop {
+            if let Some(effect) = self.effects.pop_front() {
+                return effect;
+            }
+            let Some(shard) = self.speakers.pop_front() else {
+                return Output::Timeout(self.retries.first().map(|&(at, _)| at));
+            };
+            let link = self.link_mut(shard);
+            link.listed = false;
+            let Some(id) = link.id() else {
+                self.dial_if_wanted(shard);
+                continue;
+            };
+            if !link.has_room() {
+                continue;
+            }
+            if let Some((header, extension, body)) = self.say(shard, id) {
+                self.link_mut(shard).take_room();
+                self.enlist(shard);
+                return Output::Send { link: id, header, extension, body };
+            }
+        }
+    }
+
+    /// One frame: what others wait for first, then pushes and pulls in turn.
+    fn say(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
+        if let Some(said) = self
+            .say_view(shard)
+            .or_else(|| self.say_rows(shard))
+            .or_else(|| self.say_resume(shard))
+            .or_else(|| self.say_close(shard))
+        {
+            return Some(said);
+        }
+        if self.link_mut(shard).pushed_last {
+            self.link_mut(shard).pushed_last = false;
+            if let Some(said) = self.say_pull(shard, id) {
+                return Some(said);
+            }
+        }
+        let said = self.say_push(shard);
+        self.link_mut(shard).pushed_last = said.is_some();
+        said.or_else(|| self.say_pull(shard, id))
+    }
+
+    fn controlled(&self, header: Header) -> Said<P> {
+        let value_bytes = u32::try_from(self.control.len()).unwrap_or(u32::MAX);
+        let body = if value_bytes == 0 { SendBody::Empty } else { SendBody::Control };
+        (Header { value_bytes, ..header }, Extension::default(), body)
+    }
+
+    //= protocol.md T7
+    fn say_view(&mut self, shard: ShardId) -> Option<Said<P>> {
+        let number = self.view.number;
+        let link = self.link_mut(shard);
+        if link.view_sent >= number {
+            return None;
+        }
+        link.view_sent = number;
+        self.control.clear();
+        self.view.encode(&mut self.control);
+        Some(self.controlled(Header { round: number, ..Header::of(Kind::ViewUpdate, self.job) }))
+    }
+
+    fn say_rows(&mut self, shard: ShardId) -> Option<Said<P>> {
+        let link = self.link_mut(shard);
+        let segment = link.rows_due.pop_first()?;
+        self.control.clear();
+        if let Some(row) = self.map.rows.get(&segment) {
+            wire::put_row(&mut self.control, row, self.map.epoch);
+        }
+        Some(self.controlled(Header { segment, ..Header::of(Kind::MapDelta, self.job) }))
+    }
+
+    //= protocol.md P7
+    fn say_resume(&mut self, shard: ShardId) -> Option<Said<P>> {
+        let room = (self.limits.frame_bytes_max as usize / 4).max(1);
+        let link = self.link_mut(shard);
+        let lane = link.asks.first()?.0;
+        let segments: Vec<SegmentId> =
+            link.asks.iter().take_while(|(of, _)| *of == lane).take(room).map(|&(_, segment)| segment).collect();
+        self.control.clear();
+        for &segment in &segments {
+            self.link_mut(shard).asks.remove(&(lane, segment));
+            self.control.extend_from_slice(&segment.0.to_le_bytes());
+        }
+        let floor = self.lanes.get(&lane).map_or(Stamp(0), |state| state.member.incarnation.floor());
+        let header = Header { lane, stamp: floor, previous: floor, ..Header::of(Kind::Resume, self.job) };
+        Some(self.controlled(header))
+    }
+
+    //= protocol.md T1
+    fn say_close(&mut self, shard: ShardId) -> Option<Said<P>> {
+        let (&lane, close) = self.link_mut(shard).closes.iter_mut().find(|(_, close)| close.due)?;
+        let Close { named, .. } = core::mem::take(close);
+        let state = self.lanes.get(&lane)?;
+        let floor = state.member.incarnation.floor();
+        self.control.clear();
+        for segment in named {
+            // A segment that went elsewhere is named to its new owner.
+            if self.map.owner(segment) == Some(shard) {
+                let last = self.flows.get(&(lane, segment)).map_or(floor, super::flow::Flow::closed);
+                wire::put_pair(&mut self.control, segment, last);
+            }
+        }
+        let header =
+            Header { lane, round: state.round - 1, stamp: floor, previous: floor, ..Header::of(Kind::Closed, self.job) };
+        Some(self.controlled(header))
+    }
+
+    fn say_push(&mut self, shard: ShardId) -> Option<Said<P>> {
+        loop {
+            let (lane, segment) = self.link_mut(shard).first_flow()?;
+            let Some(bytes) = self.next_frame_bytes(lane, segment) else {
+                self.unqueue(lane, segment);
+                continue;
+            };
+            if !self.link_mut(shard).may_push(bytes) {
+                return None;
+            }
+            self.unqueue(lane, segment);
+            let frame = self.next_frame(lane, segment)?;
+            self.link_mut(shard).pushed(bytes);
+            self.ready_flow(lane, segment);
+            let extension = Extension { arguments: frame.arguments, ..Extension::default() };
+            return Some((frame.header, extension, frame.body));
+        }
+    }
+
+    fn say_pull(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
+        while self.link_mut(shard).may_pull() {
+            let piece_id: PieceId = self.link_mut(shard).pieces.pop_front()?;
+            let Some(piece) = self.pieces.get_mut(&piece_id).filter(|piece| piece.sent_on.is_none()) else { continue };
+            let Some(&row) = self.map.rows.get(&piece.segment) else { continue };
+            if row.owner != shard {
+                self.ready_piece(piece_id);
+                continue;
+            }
+            piece.sent_on = Some(id);
+            let task = piece_id.0;
+            let header = Header {
+                segment: piece.segment,
+                assignment: row.assignment,
+                lane: task.lane,
+                round: self.tasks.get(&task).map_or(0, |task| task.round),
+                stamp: task.stamp,
+                range: piece.range,
+                previous: task.stamp,
+                ..Header::of(Kind::Pull, self.job)
+            };
+            let extension = Extension {
+                pull: Some(PullOptions { rounds_needed: piece.rounds_needed, patience_ms: piece.patience_ms }),
+                after: piece.own.map(|stamp| (task.lane, stamp)).into_iter().collect(),
+                ..Extension::default()
+            };
+            self.counters.pull_frames += 1;
+            self.link_mut(shard).pulled();
+            return Some((header, extension, SendBody::Empty));
+        }
+        None
+    }
+}

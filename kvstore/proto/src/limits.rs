@@ -1,0 +1,72 @@
+//! Every capacity of the cores, with its default and the reason for it.
+//! Knows numbers only. Fixed when a core is made; `test_min` makes rare branches common.
+//! Source: protocol.md §13.
+
+/// Capacities of a client core or a server core. All are bounds that hold at every moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Bytes of values in one frame. 256 KiB, so that a small frame waits behind at most one of them (B8).
+    pub frame_bytes_max: u32,
+    /// Bytes of push payload that a server holds for one connection: what it grants (B1).
+    pub push_bytes_per_link: u64,
+    /// Pulls of one connection that a server holds, parked ones included: what it grants (T6, B8).
+    pub pulls_per_link: u16,
+    /// Operations of one connection that are posted and not completed. Bounds the send queue.
+    pub sends_per_link: u16,
+    /// Replies of one shard that are gathered and not yet sent (B5).
+    pub replies_per_shard: u16,
+    /// Rounds of an aggregated table that may be open at once; more than tau (T10).
+    pub rounds_open_max: u32,
+    /// Open tasks of a client (B6).
+    pub tasks_max: u32,
+    /// Bytes of pushes that a client keeps until they are acknowledged (B6).
+    pub unacknowledged_bytes_max: u64,
+    /// From here on a client asks what has arrived before it sends again (P7).
+    pub resume_bytes_min: u64,
+    /// How long a client waits after `Busy` or a failed dial, in nanoseconds; doubled up to 64 times that.
+    pub retry_ns: u64,
+    /// Lanes of one job.
+    pub lanes_max: u32,
+    /// Connections of one shard.
+    pub links_max: u32,
+}
+
+impl Limits {
+    /// The defaults.
+    #[must_use]
+    pub const fn standard() -> Self {
+        Self {
+            frame_bytes_max: 256 << 10,
+            push_bytes_per_link: 16 << 20,
+            pulls_per_link: 64,
+            sends_per_link: 128,
+            replies_per_shard: 256,
+            rounds_open_max: 64,
+            tasks_max: 4096,
+            unacknowledged_bytes_max: 256 << 20,
+            resume_bytes_min: 64 << 10,
+            retry_ns: 2_000_000,
+            lanes_max: 4096,
+            links_max: 4096,
+        }
+    }
+
+    /// Everything as small as it can be: what tests run with, so that full queues and cut frames are common.
+    #[must_use]
+    pub const fn test_min() -> Self {
+        Self {
+            frame_bytes_max: 64,
+            push_bytes_per_link: 256,
+            pulls_per_link: 3,
+            sends_per_link: 3,
+            replies_per_shard: 2,
+            rounds_open_max: 3,
+            tasks_max: 32,
+            unacknowledged_bytes_max: 2048,
+            resume_bytes_min: 128,
+            retry_ns: 1_000_000,
+            lanes_max: 16,
+            links_max: 16,
+        }
+    }
+}

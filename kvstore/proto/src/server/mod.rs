@@ -1,0 +1,627 @@
+//! A shard's side of the protocol: admits pushes once, parks early pulls, says what is stable.
+//! Knows segments, clocks, credits; not values, not sockets, not the time. Driven by `kvstore::Node`.
+//! Source: OSDI'14 §3.2, §3.4, §3.5, §4.1; protocol.md §3, §4, §13.
+//!
+//! Called in this order: `handle_input`, then `poll_output` until it says `Timeout`. Outputs are effects that the shell
+//! performs at once and in order: an acknowledgement never leaves before the `Apply` it stands for.
+
+mod link;
+mod push;
+mod say;
+mod segment;
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use crate::clock::Clock;
+use crate::id::{Assignment, JobId, Lane, LinkId, SegmentId, ShardId, TableId};
+use crate::key::KeyRange;
+use crate::limits::Limits;
+use crate::map::{ClusterMap, Row};
+use crate::table::TableSpec;
+use crate::time::{Nanos, Round, Stamp};
+use crate::view::View;
+use crate::wire::{Arguments, Extension, Header, Kind, Refusal};
+
+use link::ServerLink;
+use segment::{ParkedPull, Segment};
+
+/// What happens to a shard.
+#[derive(Debug)]
+pub enum Input<'a, P> {
+    /// A connection is there.
+    Linked {
+        /// The shell's name for it.
+        link: LinkId,
+    },
+    /// A connection is gone; the last input that names it.
+    Lost {
+        /// Which.
+        link: LinkId,
+    },
+    /// A push frame has arrived whole, its head verified.
+    Push {
+        /// On which connection.
+        link: LinkId,
+        /// Its head.
+        header: Header,
+        /// What the head carries besides.
+        extension: Extension,
+        /// Its body: `header.value_bytes` of values.
+        payload: P,
+    },
+    /// Any other frame has arrived whole, its head verified.
+    Control {
+        /// On which connection.
+        link: LinkId,
+        /// Its head.
+        header: Header,
+        /// What the head carries besides.
+        extension: Extension,
+        /// Its body.
+        body: &'a [u8],
+    },
+    /// A send has completed; `reply` as in [`Output::Send`].
+    Sent {
+        /// On which connection.
+        link: LinkId,
+        /// Whether it was a reply, so that a reply slice is free again.
+        reply: bool,
+    },
+    /// The manager's map.
+    Map(ClusterMap),
+    /// The scheduler's view.
+    View(View),
+    /// Nothing but time has passed.
+    Tick,
+}
+
+/// What a shard does.
+#[derive(Debug)]
+pub enum Output<P> {
+    /// Update keys of a segment now. The clock covers them from here on.
+    Apply {
+        /// Which segment.
+        segment: SegmentId,
+        /// Whose push, and which.
+        lane: Lane,
+        /// Its stamp.
+        stamp: Stamp,
+        /// The keys to update.
+        values: KeyRange,
+        /// The part of the payload that holds their values, in bytes.
+        bytes: core::ops::Range<u32>,
+        /// The frame's body.
+        payload: P,
+        /// The update function's arguments.
+        arguments: Arguments,
+    },
+    /// Add a contribution to the segment's round. `Finish` follows in the same drain.
+    Contribute {
+        /// Which segment.
+        segment: SegmentId,
+        /// Whose push, and which.
+        lane: Lane,
+        /// Its stamp.
+        stamp: Stamp,
+        /// The keys contributed to.
+        values: KeyRange,
+        /// The part of the payload that holds their values, in bytes.
+        bytes: core::ops::Range<u32>,
+        /// The frame's body.
+        payload: P,
+    },
+    /// Apply the sum of the contributions since the last `Finish`, once.
+    Finish {
+        /// Which segment.
+        segment: SegmentId,
+        /// Which round.
+        round: Round,
+        /// The update function's arguments: those of the round's first contribution.
+        arguments: Arguments,
+    },
+    /// Send a frame. One send of the connection's room is used until `Input::Sent`.
+    Send {
+        /// On which connection.
+        link: LinkId,
+        /// Its head.
+        header: Header,
+        /// What the head carries besides.
+        extension: Extension,
+        /// Its body.
+        body: SendBody,
+    },
+    /// End a connection: the peer broke the protocol.
+    Disconnect {
+        /// Which.
+        link: LinkId,
+        /// What it did, for the operator.
+        why: &'static str,
+    },
+    /// Nothing more to do until an input, or until this time.
+    Timeout(Option<Nanos>),
+}
+
+/// The body of a frame that a shard sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SendBody {
+    /// None.
+    Empty,
+    /// The bytes in [`ServerCore::control`], valid until the next `poll_output`.
+    Control,
+    /// The values of these keys as they are now, gathered by the shell in the same step. Makes the send a reply.
+    Gather {
+        /// Which segment.
+        segment: SegmentId,
+        /// Which keys.
+        range: KeyRange,
+    },
+}
+
+/// A segment on its way to another shard, without its values: clocks and rounds, in one cut with them.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SegmentImage {
+    /// Which segment.
+    pub segment: SegmentId,
+    /// Clocks of what is applied, by lane. What is admitted and not applied was not acknowledged: it comes again.
+    pub clocks: Vec<(Lane, Clock)>,
+    /// The first round not applied (aggregated tables).
+    pub next_round: Round,
+}
+
+/// What a shard has counted since its start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counters {
+    /// Push frames applied or contributed.
+    pub pushes: u64,
+    /// Push frames that had been applied before.
+    pub duplicates: u64,
+    /// Push frames whose predecessor was missing.
+    pub gaps: u64,
+    /// Frames for a segment that is elsewhere.
+    pub stale: u64,
+    /// Frames of a fenced incarnation.
+    pub fenced: u64,
+    /// Requests put off: a bound was reached.
+    pub busy: u64,
+    /// Pulls answered with values.
+    pub pulls: u64,
+    /// Pulls that had to wait.
+    pub parked: u64,
+    /// Rounds applied.
+    pub rounds: u64,
+    /// Frames refused for good, and connections ended for what they sent.
+    pub violations: u64,
+}
+
+/// A shard's core.
+#[derive(Debug)]
+pub struct ServerCore<P> {
+    me: ShardId,
+    job: JobId,
+    limits: Limits,
+    map: ClusterMap,
+    view: View,
+    segments: BTreeMap<SegmentId, Segment<P>>,
+    links: BTreeMap<LinkId, ServerLink>,
+    /// Connections with something to say and room to say it.
+    speakers: VecDeque<LinkId>,
+    /// Connections whose reply waits for one of the shard's reply slices.
+    waiters: VecDeque<LinkId>,
+    effects: VecDeque<Output<P>>,
+    replies_in_flight: u16,
+    /// The earliest time at which a parked pull may expire; late is harmless, never early.
+    expiry: Option<Nanos>,
+    control: Vec<u8>,
+    woken: Vec<ParkedPull>,
+    counters: Counters,
+    now: Nanos,
+}
+
+impl<P> ServerCore<P> {
+    /// A shard that owns nothing yet.
+    #[must_use]
+    pub fn new(me: ShardId, job: JobId, limits: Limits) -> Self {
+        Self {
+            me,
+            job,
+            limits,
+            map: ClusterMap::default(),
+            view: View::default(),
+            segments: BTreeMap::new(),
+            links: BTreeMap::new(),
+            speakers: VecDeque::new(),
+            waiters: VecDeque::new(),
+            effects: VecDeque::new(),
+            replies_in_flight: 0,
+            expiry: None,
+            control: Vec::new(),
+            woken: Vec::new(),
+            counters: Counters::default(),
+            now: Nanos(0),
+        }
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// This shard.
+    #[must_use]
+    pub const fn me(&self) -> ShardId {
+        self.me
+    }
+
+    /// The body of the last [`Output::Send`] with [`SendBody::Control`].
+    #[must_use]
+    pub fn control(&self) -> &[u8] {
+        &self.control
+    }
+
+    /// The segments owned here.
+    pub fn owned(&self) -> impl Iterator<Item = SegmentId> + '_ {
+        self.segments.keys().copied()
+    }
+
+    /// The clock of what is applied: its lowest stamp and how many intervals it has.
+    #[must_use]
+    pub fn applied(&self, segment: SegmentId, lane: Lane) -> Option<Clock> {
+        self.segments.get(&segment)?.lanes.get(&lane).map(|state| state.applied)
+    }
+
+    /// Pulls parked now, over all segments.
+    #[must_use]
+    pub fn parked_count(&self) -> usize {
+        self.segments.values().map(Segment::parked_count).sum()
+    }
+
+    /// A table's specification, as the map here has it.
+    #[must_use]
+    pub fn table(&self, table: TableId) -> Option<&TableSpec> {
+        self.map.tables.get(&table)
+    }
+
+    /// Begins to own a segment: with the image of its former owner, or empty at the table's creation. The shell has the
+    /// values in place. Does nothing for a table that the map here does not have.
+    pub fn accept(&mut self, row: Row, image: Option<&SegmentImage>) {
+        let Some(spec) = self.map.tables.get(&row.segment.table()) else { return };
+        let mut segment = Segment::new(row.segment, spec, row.assignment);
+        if let Some(image) = image {
+            segment.next_round = image.next_round;
+            for &(lane, clock) in &image.clocks {
+                segment.adopt(lane, clock.lowest().incarnation());
+                if let Some(state) = segment.lanes.get_mut(&lane) {
+                    (state.applied, state.received) = (clock, clock);
+                }
+            }
+        }
+        self.segments.insert(row.segment, segment);
+        self.map.adopt_row(row);
+        //= protocol.md T1
+        // What a shard knows of closes is soft: lanes that hear of the new owner close with every segment named.
+        for (&id, link) in &mut self.links {
+            if !link.rows.contains(&row.segment) {
+                link.rows.push(row.segment);
+            }
+            enlist(&mut self.speakers, id, link);
+        }
+    }
+
+    /// Ceases to own a segment; the shell takes its values away. Its pulls are sent elsewhere.
+    pub fn release(&mut self, row: Row) -> Option<SegmentImage> {
+        self.map.adopt_row(row);
+        let mut segment = self.segments.remove(&row.segment)?;
+        let image = SegmentImage {
+            segment: row.segment,
+            clocks: segment.lanes.iter().map(|(&lane, state)| (lane, state.applied)).collect(),
+            next_round: segment.next_round,
+        };
+        //= protocol.md G5
+        for pull in segment.unpark(|_| true) {
+            self.turn_away(&pull);
+        }
+        for contribution in segment.open.drain(..).flatten() {
+            if let Some(link) = self.links.get_mut(&contribution.link) {
+                link.release(contribution.credit);
+            }
+        }
+        let ids: Vec<LinkId> = self.links.keys().copied().collect();
+        for id in ids {
+            let Some(link) = self.links.get_mut(&id) else { continue };
+            let (gone, stay): (VecDeque<ParkedPull>, VecDeque<ParkedPull>) =
+                core::mem::take(&mut link.ready).into_iter().partition(|pull| pull.header.segment == row.segment);
+            link.ready = stay;
+            link.acks.retain(|&(_, segment)| segment != row.segment);
+            for pull in gone {
+                self.turn_away(&pull);
+            }
+        }
+        Some(image)
+    }
+
+    /// Takes one input. Drain the outputs before the next.
+    pub fn handle_input(&mut self, now: Nanos, input: Input<'_, P>) {
+        self.now = now;
+        match input {
+            Input::Linked { link } => {
+                self.links.insert(link, ServerLink::new(self.limits.sends_per_link));
+            }
+            Input::Lost { link } => self.lose(link),
+            Input::Push { link, header, extension, payload } if header.job == self.job => {
+                self.push(link, &header, &extension, payload);
+            }
+            Input::Control { link, header, extension, body } if header.job == self.job => {
+                self.control_frame(link, &header, &extension, body);
+            }
+            Input::Push { link, .. } | Input::Control { link, .. } => self.violation(link, "a frame of another job"),
+            Input::Sent { link, reply } => self.sent(link, reply),
+            Input::Map(map) => self.map.adopt(&map),
+            Input::View(view) => self.adopt_view(view),
+            Input::Tick => {}
+        }
+        self.expire();
+    }
+
+    fn control_frame(&mut self, id: LinkId, header: &Header, extension: &Extension, body: &[u8]) {
+        match header.kind {
+            Kind::Pull => self.pull(id, header, extension),
+            Kind::Closed => self.closed(id, header, body),
+            Kind::ViewUpdate => match View::decode(header.round, body) {
+                Some(view) if view.members.len() <= self.limits.lanes_max as usize => {
+                    if let Some(link) = self.links.get_mut(&id) {
+                        link.view_seen = link.view_seen.max(view.number);
+                    }
+                    self.adopt_view(view);
+                }
+                _ => self.violation(id, "a malformed view"),
+            },
+            Kind::Resume => self.resume(id, header, body),
+            Kind::MapDelta => match crate::wire::rows(body) {
+                Ok(rows) => {
+                    for (row, _) in rows {
+                        // Routing knowledge only: ownership begins with `accept`, never with a worker's word.
+                        if !self.segments.contains_key(&row.segment) && self.map.rows.contains_key(&row.segment) {
+                            self.map.adopt_row(row);
+                        }
+                    }
+                }
+                Err(_) => self.violation(id, "a malformed map row"),
+            },
+            _ => self.violation(id, "a frame that only servers send"),
+        }
+    }
+
+    fn adopt_view(&mut self, view: View) {
+        if view.number <= self.view.number {
+            return;
+        }
+        //= protocol.md T7
+        self.view = view;
+        let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
+        for id in ids {
+            if let Some(segment) = self.segments.get_mut(&id) {
+                segment.recount();
+            }
+            self.advance(id);
+        }
+    }
+
+    /// What a moved clock, close or view sets free on a segment: rounds, then pulls.
+    fn advance(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        while self.view.number > 0 {
+            let Some((round, contributions)) = segment.complete_round(&self.view) else { break };
+            self.counters.rounds += 1;
+            let Some(arguments) = contributions.first().map(|contribution| contribution.arguments) else { continue };
+            for contribution in contributions {
+                owe_ack(segment, &mut self.links, &mut self.speakers, contribution.lane);
+                if let Some(link) = self.links.get_mut(&contribution.link) {
+                    link.release(contribution.credit);
+                    if link.credit_due(self.limits.push_bytes_per_link) {
+                        enlist(&mut self.speakers, contribution.link, link);
+                    }
+                }
+                self.effects.push_back(Output::Contribute {
+                    segment: id,
+                    lane: contribution.lane,
+                    stamp: contribution.stamp,
+                    values: contribution.values,
+                    bytes: contribution.bytes,
+                    payload: contribution.payload,
+                });
+            }
+            self.effects.push_back(Output::Finish { segment: id, round, arguments });
+        }
+        segment.wake(&self.view, &mut self.woken);
+        for pull in self.woken.drain(..) {
+            ready(&mut self.links, &mut self.speakers, pull);
+        }
+    }
+
+    fn pull(&mut self, id: LinkId, header: &Header, extension: &Extension) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if link.pulls_held >= self.limits.pulls_per_link {
+            return self.violation(id, "more pulls than were granted");
+        }
+        link.pulls_held += 1;
+        let options = extension.pull.unwrap_or(crate::wire::PullOptions { rounds_needed: 0, patience_ms: 0 });
+        let pull = ParkedPull {
+            link: id,
+            header: *header,
+            rounds_needed: options.rounds_needed,
+            after: extension.after.clone(),
+            expires: self.now.after(u64::from(options.patience_ms) * 1_000_000),
+        };
+        let Some(segment) = self.segments.get_mut(&header.segment) else { return self.turn_away(&pull) };
+        let bytes = header.range.len().saturating_mul(u64::from(segment.value_bytes));
+        if header.range.is_empty() || !segment.range.covers(header.range) || bytes > u64::from(self.limits.frame_bytes_max) {
+            return self.refuse_pull(&pull, Kind::Refused, Some(Refusal::Shape));
+        }
+        //= protocol.md T3
+        if segment.admits(&self.view, pull.rounds_needed, &pull.after) {
+            ready(&mut self.links, &mut self.speakers, pull);
+        } else {
+            self.counters.parked += 1;
+            self.expiry = Some(self.expiry.map_or(pull.expires, |expiry| expiry.min(pull.expires)));
+            segment.park(pull);
+        }
+    }
+
+    /// Tells a pull that its segment is elsewhere, or not here yet.
+    fn turn_away(&mut self, pull: &ParkedPull) {
+        let kind = self.whereabouts(pull.header.segment, pull.header.assignment);
+        let refusal = (kind == Kind::Refused).then_some(Refusal::NoSuchSegment);
+        self.refuse_pull(pull, kind, refusal);
+    }
+
+    fn refuse_pull(&mut self, pull: &ParkedPull, kind: Kind, refusal: Option<Refusal>) {
+        let Some(link) = self.links.get_mut(&pull.link) else { return };
+        match kind {
+            Kind::Busy => self.counters.busy += 1,
+            Kind::Refused => self.counters.violations += 1,
+            _ => self.counters.stale += 1,
+        }
+        link.answer_pull(kind, refusal, &pull.header);
+        enlist(&mut self.speakers, pull.link, link);
+    }
+
+    //= protocol.md G1
+    /// How to answer a frame for a segment that is not here.
+    fn whereabouts(&self, segment: SegmentId, assignment: Assignment) -> Kind {
+        match self.map.rows.get(&segment) {
+            None => Kind::Refused,
+            Some(row) if row.owner == self.me => Kind::Busy,
+            Some(row) if row.assignment < assignment => Kind::NeedMap,
+            Some(_) => Kind::WrongEpoch,
+        }
+    }
+
+    fn closed(&mut self, id: LinkId, header: &Header, body: &[u8]) {
+        let Ok(pairs) = crate::wire::pairs(body) else { return self.violation(id, "a malformed close") };
+        let incarnation = header.stamp.incarnation();
+        if self.view.member(header.lane).is_none_or(|member| member.incarnation != incarnation) {
+            // A fenced lane's closes count for nothing; a lane newer than the view shows the view first.
+            return;
+        }
+        let named: BTreeMap<SegmentId, Stamp> = pairs.collect();
+        let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
+        for segment_id in ids {
+            self.adopt_lane(segment_id, header.lane, incarnation);
+            let Some(segment) = self.segments.get_mut(&segment_id) else { continue };
+            segment.close(&self.view, header.lane, header.round, named.get(&segment_id).copied());
+            self.advance(segment_id);
+        }
+    }
+
+    fn resume(&mut self, id: LinkId, header: &Header, body: &[u8]) {
+        if !body.len().is_multiple_of(4) || body.len() > self.limits.frame_bytes_max as usize {
+            return self.violation(id, "a malformed resume");
+        }
+        let word = |chunk: &[u8]| u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+        let asked: Vec<SegmentId> = body.chunks_exact(4).map(|chunk| SegmentId(word(chunk))).collect();
+        let incarnation = header.stamp.incarnation();
+        let current = self.view.member(header.lane).is_some_and(|member| member.incarnation == incarnation);
+        for &segment_id in &asked {
+            if current {
+                self.adopt_lane(segment_id, header.lane, incarnation);
+            }
+            if let Some(state) = self.segments.get_mut(&segment_id).and_then(|s| s.lanes.get_mut(&header.lane)) {
+                state.heard_on(id);
+                state.gap_told = None;
+            }
+        }
+        let Some(link) = self.links.get_mut(&id) else { return };
+        link.resumes.retain(|(lane, _)| *lane != header.lane || asked.is_empty());
+        link.resumes.push_back((header.lane, asked));
+        enlist(&mut self.speakers, id, link);
+    }
+
+    fn sent(&mut self, id: LinkId, reply: bool) {
+        if reply {
+            self.replies_in_flight -= 1;
+            // The free reply slice goes to whoever has waited longest for one.
+            while let Some(waiter) = self.waiters.pop_front() {
+                if let Some(link) = self.links.get_mut(&waiter) {
+                    link.waits = false;
+                    enlist(&mut self.speakers, waiter, link);
+                    break;
+                }
+            }
+        }
+        if let Some(link) = self.links.get_mut(&id) {
+            link.room += 1;
+            enlist(&mut self.speakers, id, link);
+        }
+    }
+
+    fn lose(&mut self, id: LinkId) {
+        let Some(_) = self.links.remove(&id) else { return };
+        for segment in self.segments.values_mut() {
+            drop(segment.unpark(|pull| pull.link == id));
+            for state in segment.lanes.values_mut() {
+                if state.link == Some(id) {
+                    state.link = None;
+                    state.ack_owed = false;
+                }
+            }
+        }
+    }
+
+    fn violation(&mut self, link: LinkId, why: &'static str) {
+        self.counters.violations += 1;
+        self.effects.push_back(Output::Disconnect { link, why });
+    }
+
+    fn expire(&mut self) {
+        if self.expiry.is_none_or(|expiry| expiry > self.now) {
+            return;
+        }
+        let now = self.now;
+        let mut expired = Vec::new();
+        let mut next: Option<Nanos> = None;
+        for segment in self.segments.values_mut() {
+            expired.extend(segment.unpark(|pull| pull.expires <= now));
+            let waiting = segment.parked.values().flatten().chain(&segment.parked_after);
+            next = waiting.map(|pull| pull.expires).chain(next).min();
+        }
+        self.expiry = next;
+        for pull in expired {
+            self.refuse_pull(&pull, Kind::Refused, Some(Refusal::Expired));
+        }
+    }
+}
+
+/// Puts a connection on the list of those with something to say.
+fn enlist(speakers: &mut VecDeque<LinkId>, id: LinkId, link: &mut ServerLink) {
+    if !link.listed {
+        link.listed = true;
+        speakers.push_back(id);
+    }
+}
+
+/// An admitted pull waits for a reply slice of its connection.
+fn ready(links: &mut BTreeMap<LinkId, ServerLink>, speakers: &mut VecDeque<LinkId>, pull: ParkedPull) {
+    if let Some(link) = links.get_mut(&pull.link) {
+        let id = pull.link;
+        link.ready.push_back(pull);
+        enlist(speakers, id, link);
+    }
+}
+
+/// The lane's clock on the segment is to be acknowledged, once, whatever it is by then.
+fn owe_ack<P>(
+    segment: &mut Segment<P>,
+    links: &mut BTreeMap<LinkId, ServerLink>,
+    speakers: &mut VecDeque<LinkId>,
+    lane: Lane,
+) {
+    let Some(state) = segment.lanes.get_mut(&lane) else { return };
+    let Some((id, link)) = state.link.and_then(|id| links.get_mut(&id).map(|link| (id, link))) else { return };
+    if !state.ack_owed {
+        state.ack_owed = true;
+        link.acks.push((lane, segment.id));
+    }
+    enlist(speakers, id, link);
+}

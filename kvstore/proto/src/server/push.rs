@@ -1,0 +1,197 @@
+//! What a shard does with a push frame: guards first, then the clock, then the effect, all in one step.
+//! Knows the order of the guards; the clocks themselves are `segment.rs`. Called for each push frame.
+//! Source: OSDI'14 §3.2, §4.1; protocol.md §3 (P1 to P4, P10), T10.
+
+use alloc::vec::Vec;
+
+use crate::id::{Lane, LinkId, SegmentId};
+use crate::key::KeyRange;
+use crate::time::{Incarnation, Stamp};
+use crate::wire::{Extension, Header, Kind, Refusal};
+
+use super::segment::{Contribution, Verdict};
+use super::{Output, ServerCore, enlist, owe_ack};
+
+impl<P> ServerCore<P> {
+    pub(super) fn push(&mut self, id: LinkId, header: &Header, extension: &Extension, payload: P) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let credit = header.key_bytes.saturating_add(header.value_bytes);
+        link.push_bytes_held += u64::from(credit);
+        if link.push_bytes_held > self.limits.push_bytes_per_link {
+            return self.violation(id, "more push bytes than were granted");
+        }
+
+        let Some(segment) = self.segments.get(&header.segment) else {
+            let kind = self.whereabouts(header.segment, header.assignment);
+            let refusal = (kind == Kind::Refused).then_some(Refusal::NoSuchSegment);
+            return self.answer_push(id, header, kind, refusal, Stamp(0), credit);
+        };
+        let tile = header.tile(segment.range);
+        let expected = header.range.len().saturating_mul(u64::from(segment.pushed_bytes));
+        let shape = segment.range.covers(header.range)
+            && !tile.is_empty()
+            && tile.covers(header.range)
+            && header.key_bytes == 0
+            && expected == u64::from(header.value_bytes);
+        if !shape {
+            return self.violation(id, "a push whose payload is not as long as its range says");
+        }
+        let pushed_bytes = segment.pushed_bytes;
+
+        //= protocol.md P10
+        let incarnation = header.stamp.incarnation();
+        match self.view.member(header.lane).map(|member| member.incarnation) {
+            Some(current) if current == incarnation => {}
+            Some(current) if current < incarnation => {
+                return self.answer_push(id, header, Kind::NeedView, None, Stamp(0), credit);
+            }
+            // Unknown lane, and the peer has shown no view: it may be newer than ours.
+            None if self.links.get(&id).is_none_or(|link| link.view_seen == 0) => {
+                return self.answer_push(id, header, Kind::NeedView, None, Stamp(0), credit);
+            }
+            // The answer names the stamp, so that a lane that came back under a new incarnation is not taken for it.
+            _ => return self.answer_push(id, header, Kind::Fenced, None, header.stamp, credit),
+        }
+
+        // If we are here, the frame is well-formed, in the right place and from the lane's only holder.
+        self.adopt_lane(header.segment, header.lane, incarnation);
+        let Some(segment) = self.segments.get_mut(&header.segment) else { return };
+        if let Some(state) = segment.lanes.get_mut(&header.lane) {
+            state.heard_on(id);
+        }
+        let verdict = segment.judge(header, self.limits.rounds_open_max);
+        if cfg!(planted = "acknowledged_before_applied") {
+            self.acknowledge_unapplied(header);
+        }
+        match verdict {
+            Verdict::Covered => {
+                self.counters.duplicates += 1;
+                self.owe_and_release(id, header, credit);
+            }
+            Verdict::Gap(clock) => self.gap(id, header, clock, credit),
+            Verdict::Busy => {
+                self.counters.busy += 1;
+                self.answer_push(id, header, Kind::Busy, None, Stamp(0), credit);
+            }
+            Verdict::Apply(open) => {
+                self.counters.pushes += 1;
+                let values = open.intersect(header.range);
+                if !values.is_empty() {
+                    self.effects.push_back(Output::Apply {
+                        segment: header.segment,
+                        lane: header.lane,
+                        stamp: header.stamp,
+                        values,
+                        bytes: byte_range(header.range, values, pushed_bytes),
+                        payload,
+                        arguments: extension.arguments,
+                    });
+                }
+                self.owe_and_release(id, header, credit);
+            }
+            Verdict::Contribute(open) => {
+                self.counters.pushes += 1;
+                let values = open.intersect(header.range);
+                let contribution = Contribution {
+                    lane: header.lane,
+                    stamp: header.stamp,
+                    values,
+                    bytes: byte_range(header.range, values, pushed_bytes),
+                    payload,
+                    arguments: extension.arguments,
+                    link: id,
+                    credit,
+                };
+                if let Some(segment) = self.segments.get_mut(&header.segment) {
+                    segment.contribute(header.round, contribution);
+                }
+            }
+        }
+        if let Some(segment) = self.segments.get_mut(&header.segment) {
+            segment.settle(&self.view, header.lane);
+        }
+        self.advance(header.segment);
+    }
+
+    /// Makes a lane's state ready for an incarnation that the view names; credits of what it replaces go back.
+    pub(super) fn adopt_lane(&mut self, segment: SegmentId, lane: Lane, incarnation: Incarnation) {
+        let Some(replaced) = self.segments.get_mut(&segment).and_then(|s| s.adopt(lane, incarnation)) else { return };
+        for contribution in replaced {
+            if let Some(link) = self.links.get_mut(&contribution.link) {
+                link.release(contribution.credit);
+                enlist(&mut self.speakers, contribution.link, link);
+            }
+        }
+    }
+
+    //= protocol.md P8
+    /// One answer per gap: a burst of frames behind a missing one is told once, a second burst again.
+    fn gap(&mut self, id: LinkId, header: &Header, clock: Stamp, credit: u32) {
+        self.counters.gaps += 1;
+        let state = self.segments.get_mut(&header.segment).and_then(|s| s.lanes.get_mut(&header.lane));
+        let told = state.as_ref().and_then(|state| state.gap_told);
+        let again = told.is_some_and(|(told, stamp)| told == clock && stamp < header.stamp);
+        if let Some(state) = state {
+            state.gap_told = Some((clock, header.stamp));
+        }
+        if again {
+            self.let_go(id, credit);
+        } else {
+            self.answer_push(id, header, Kind::Gap, None, clock, credit);
+        }
+    }
+
+    fn owe_and_release(&mut self, id: LinkId, header: &Header, credit: u32) {
+        if let Some(segment) = self.segments.get_mut(&header.segment) {
+            owe_ack(segment, &mut self.links, &mut self.speakers, header.lane);
+        }
+        self.let_go(id, credit);
+    }
+
+    /// Owes an answer to a push that was not applied, and lets its payload go.
+    fn answer_push(&mut self, id: LinkId, header: &Header, kind: Kind, refusal: Option<Refusal>, clock: Stamp, credit: u32) {
+        match kind {
+            Kind::Fenced => self.counters.fenced += 1,
+            Kind::WrongEpoch | Kind::NeedMap => self.counters.stale += 1,
+            Kind::Busy => self.counters.busy += 1,
+            _ => {}
+        }
+        if let Some(link) = self.links.get_mut(&id) {
+            link.answer_push(kind, refusal, header, clock);
+            enlist(&mut self.speakers, id, link);
+        }
+        self.let_go(id, credit);
+    }
+
+    fn let_go(&mut self, id: LinkId, credit: u32) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.release(credit);
+            if link.credit_due(self.limits.push_bytes_per_link) {
+                enlist(&mut self.speakers, id, link);
+            }
+        }
+    }
+
+    /// A planted bug for the simulator to find: the acknowledgement of whatever arrives.
+    fn acknowledge_unapplied(&mut self, header: &Header) {
+        let state = self.segments.get_mut(&header.segment).and_then(|s| s.lanes.get_mut(&header.lane));
+        if let Some(state) = state.filter(|state| state.applied.lowest() < header.stamp) {
+            state.applied = crate::clock::Clock::at(header.stamp);
+        }
+        if let Some(segment) = self.segments.get_mut(&header.segment) {
+            owe_ack(segment, &mut self.links, &mut self.speakers, header.lane);
+        }
+    }
+}
+
+/// Where the values of `part` lie in a payload that holds those of `whole`, in bytes. Both fit a frame.
+fn byte_range(whole: KeyRange, part: KeyRange, key_bytes: u32) -> core::ops::Range<u32> {
+    let at = |keys: u64| u32::try_from(keys).unwrap_or(u32::MAX).saturating_mul(key_bytes);
+    if part.is_empty() { 0..0 } else { at(part.start - whole.start)..at(part.end - whole.start) }
+}
+
+/// Bodies of control frames are small; this one keeps its allocation.
+pub(super) fn reuse(buffer: &mut Vec<u8>) -> &mut Vec<u8> {
+    buffer.clear();
+    buffer
+}

@@ -1,0 +1,289 @@
+//! What a table is: its shape, how a push changes it, how it is cut.
+//! Knows specifications, not values and not places. Travels from the manager to every node.
+//! Source: OSDI'14 §3.1, §3.3; design.md §3.
+
+use alloc::string::String;
+
+use crate::id::{SegmentId, TableId};
+use crate::key::KeyRange;
+
+/// The type of one element of a value.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+pub enum ElementType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary64.
+    F64,
+}
+
+impl ElementType {
+    /// Bytes of one element.
+    #[must_use]
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::F32 => 4,
+            Self::F64 => 8,
+        }
+    }
+}
+
+/// How a push changes a table: `table[range] = update(table[range], values)`. Key-local (protocol.md P9).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+pub enum UpdateFunction {
+    /// The pushed value replaces the stored one.
+    Assign,
+    /// The pushed value is added.
+    Add,
+    /// One proximal step of sparse logistic regression (OSDI'14 Algorithm 3): pushed are gradient and curvature.
+    ProximalL1,
+}
+
+impl UpdateFunction {
+    /// Pushed elements per stored element.
+    #[must_use]
+    pub const fn pushed_per_value(self) -> u32 {
+        match self {
+            Self::Assign | Self::Add => 1,
+            Self::ProximalL1 => 2,
+        }
+    }
+
+    /// Elements of state kept beside each stored element.
+    #[must_use]
+    pub const fn state_per_value(self) -> u32 {
+        match self {
+            Self::Assign | Self::Add => 0,
+            Self::ProximalL1 => 1,
+        }
+    }
+}
+
+/// What a push of the table waits for before it is applied (design.md §3, protocol.md T10).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+pub enum Aggregation {
+    /// Nothing: each push is applied as it comes.
+    None,
+    /// The round: contributions are summed in the order of their lanes and applied once, when every member of the view
+    /// has closed the round. A lane taken over by another worker *replaces* its contribution to open rounds.
+    Round,
+}
+
+/// A table as it was made; never changes.
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct TableSpec {
+    /// Unique within the namespace.
+    pub name: String,
+    /// Separates programs that share a cluster.
+    pub namespace: String,
+    /// The type of an element.
+    pub element: ElementType,
+    /// Elements per key.
+    pub width: u32,
+    /// Keys: the table is dense, its keys are `0..len`.
+    pub len: u64,
+    /// How a push changes it.
+    pub update: UpdateFunction,
+    /// What a push waits for.
+    pub aggregation: Aggregation,
+    /// What every element is before the first push.
+    pub initial: f64,
+    /// How many segments it is cut into: a power of two, at most `len` and 2^15.
+    pub segments: u16,
+    /// Tables of one group are cut and placed alike. A table alone has its own name here.
+    pub placement_group: String,
+}
+
+/// Why a table cannot be made.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
+pub enum TableError {
+    /// No name.
+    #[error("a table needs a name")]
+    NoName,
+    /// No keys.
+    #[error("table `{0}` has no keys; its length must be at least 1")]
+    Empty(String),
+    /// No elements, or more than a frame could hold one key of.
+    #[error("table `{name}` has {width} elements per key; allowed are 1 to {max}")]
+    Width {
+        /// The table.
+        name: String,
+        /// What was asked for.
+        width: u32,
+        /// The limit.
+        max: u32,
+    },
+    /// Not a power of two, or more than there are keys.
+    #[error("table `{name}` of {len} keys cannot be cut into {segments} segments; take a power of two, at most the number of keys and 32768")]
+    Segments {
+        /// The table.
+        name: String,
+        /// Its keys.
+        len: u64,
+        /// What was asked for.
+        segments: u16,
+    },
+    /// Another table has the name and another specification.
+    #[error("table `{0}` exists with another specification; take another name, or attach with the same one")]
+    Differs(String),
+    /// Tables of a group must be cut alike.
+    #[error("table `{name}` has {len} keys in {segments} segments, but its placement group is cut differently")]
+    Group {
+        /// The table.
+        name: String,
+        /// Its keys.
+        len: u64,
+        /// Its segments.
+        segments: u16,
+    },
+    /// No server to place it on.
+    #[error("no server has joined yet; start one, or wait for it")]
+    NoServers,
+    /// All table ids are used.
+    #[error("the cluster has {0} tables already, which is the limit")]
+    TooMany(usize),
+}
+
+impl TableSpec {
+    /// Elements per key, at most: one key's push always fits a frame.
+    pub const WIDTH_MAX: u32 = 4096;
+
+    /// A dense table of `len` keys with one `element` each, starting at 0, cut into as many segments as serve a small
+    /// cluster: 16, or fewer where there are fewer keys.
+    #[must_use]
+    pub fn dense(name: &str, element: ElementType, len: u64, update: UpdateFunction) -> Self {
+        let mut segments = 16;
+        while segments > 1 && u64::from(segments) > len {
+            segments /= 2;
+        }
+        Self {
+            name: name.into(),
+            namespace: "default".into(),
+            element,
+            width: 1,
+            len,
+            update,
+            aggregation: Aggregation::None,
+            initial: 0.0,
+            segments,
+            placement_group: name.into(),
+        }
+    }
+
+    /// Checks everything that does not depend on other tables.
+    ///
+    /// # Errors
+    /// [`TableError`], naming the table and what is allowed.
+    pub fn check(&self) -> Result<(), TableError> {
+        let name = || self.name.clone();
+        if self.name.is_empty() {
+            return Err(TableError::NoName);
+        }
+        if self.len == 0 {
+            return Err(TableError::Empty(name()));
+        }
+        if self.width == 0 || self.width > Self::WIDTH_MAX {
+            return Err(TableError::Width { name: name(), width: self.width, max: Self::WIDTH_MAX });
+        }
+        let segments = self.segments;
+        if !segments.is_power_of_two() || segments > 1 << 15 || u64::from(segments) > self.len {
+            return Err(TableError::Segments { name: name(), len: self.len, segments });
+        }
+        Ok(())
+    }
+
+    /// The keys of segment `index`. Segments differ by one key at most and none is empty.
+    #[must_use]
+    pub fn segment_range(&self, index: u16) -> KeyRange {
+        let cut = |i: u16| {
+            let product = u128::from(self.len) * u128::from(i) / u128::from(self.segments);
+            u64::try_from(product).unwrap_or(u64::MAX)
+        };
+        KeyRange::new(cut(index), cut(index + 1))
+    }
+
+    /// The segment that holds `key`, which must be one of the table's.
+    #[must_use]
+    pub fn segment_of(&self, key: u64) -> u16 {
+        let guess = u128::from(key) * u128::from(self.segments) / u128::from(self.len);
+        let mut index = u16::try_from(guess).unwrap_or(u16::MAX).min(self.segments - 1);
+        // The cut rounds down, so the guess is right or one too low.
+        while self.segment_range(index).end <= key {
+            index += 1;
+        }
+        index
+    }
+
+    /// The segments that meet `range`, each with the part of the range that lies in it, in key order.
+    pub fn cut(&self, table: TableId, range: KeyRange) -> impl Iterator<Item = (SegmentId, KeyRange)> + '_ {
+        let range = range.intersect(KeyRange::new(0, self.len));
+        let indices = if range.is_empty() { 0..0 } else { self.segment_of(range.start)..self.segment_of(range.end - 1) + 1 };
+        indices.map(move |index| (SegmentId::new(table, index), self.segment_range(index).intersect(range)))
+    }
+
+    /// Bytes of a key's stored value.
+    #[must_use]
+    pub const fn value_bytes(&self) -> u32 {
+        self.width * self.element.bytes()
+    }
+
+    /// Bytes that a push carries per key.
+    #[must_use]
+    pub const fn pushed_bytes(&self) -> u32 {
+        self.value_bytes() * self.update.pushed_per_value()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The last keys of a range that does not divide evenly are nobody's in other systems (pains.md 13).
+        #[test]
+        fn segments_cut_every_table_without_a_gap(len in 1u64..100_000, power in 0u32..12, key in 0u64..100_000, to in 0u64..100_000) {
+            let mut spec = TableSpec::dense("t", ElementType::F64, len, UpdateFunction::Add);
+            spec.segments = 1 << power;
+            prop_assume!(spec.check().is_ok());
+            let mut next = 0;
+            for index in 0..spec.segments {
+                let range = spec.segment_range(index);
+                prop_assert!(range.start == next && !range.is_empty());
+                next = range.end;
+            }
+            prop_assert_eq!(next, len);
+            let key = key % len;
+            prop_assert!(spec.segment_range(spec.segment_of(key)).covers(KeyRange::new(key, key + 1)));
+            let range = KeyRange::new(key, to);
+            let parts: Vec<_> = spec.cut(TableId(1), range).collect();
+            let mut at = key;
+            for (segment, part) in &parts {
+                prop_assert!(part.start == at && spec.segment_range(segment.index()).covers(*part));
+                at = part.end;
+            }
+            prop_assert_eq!(at, to.min(len).max(key));
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused_with_their_limits() {
+        let good = TableSpec::dense("t", ElementType::F32, 10, UpdateFunction::Add);
+        assert_eq!(good.segments, 8);
+        assert_eq!(good.check(), Ok(()));
+        for wrong in [3, 0, 16] {
+            let spec = TableSpec { segments: wrong, ..good.clone() };
+            assert!(matches!(spec.check(), Err(TableError::Segments { .. })), "{wrong} segments of 10 keys");
+        }
+        assert!(matches!(TableSpec { width: 0, ..good.clone() }.check(), Err(TableError::Width { .. })));
+        assert!(matches!(TableSpec { len: 0, ..good }.check(), Err(TableError::Empty(_))));
+    }
+
+    #[test]
+    fn huge_tables_do_not_overflow() {
+        let mut spec = TableSpec::dense("t", ElementType::F32, u64::MAX, UpdateFunction::Add);
+        spec.segments = 1 << 15;
+        assert_eq!(spec.segment_range((1 << 15) - 1).end, u64::MAX);
+        assert_eq!(spec.segment_of(u64::MAX - 1), (1 << 15) - 1);
+    }
+}

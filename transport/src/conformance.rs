@@ -1,0 +1,713 @@
+//! What every backend must do, one function per promise of the contract (`endpoint.rs`).
+//! Knows the trait only; a backend's tests bring a [`Fixture`] and call [`all`], or one promise by its name.
+//! Source: the shape is arrow-rs-object-store's `integration.rs`.
+//!
+//! Each function panics when the promise is broken, saying what was expected and what came.
+
+use std::collections::BTreeMap;
+
+use crate::arena::Arena;
+use crate::endpoint::{
+    Arrival, Batch, Body, Endpoint, Event, Events, HEAD_BYTES_MAX, HEADER_BYTES, Head, Peer, Token,
+};
+use crate::error::{Full, LostReason, Violation};
+use crate::link::Link;
+use crate::region::SliceMut;
+use crate::wait::{Clock, Ended, Loop, Shell, Turn};
+
+/// How a backend makes endpoints and links for these tests. One fixture serves one promise.
+pub trait Fixture {
+    /// The backend.
+    type Endpoint: Endpoint;
+
+    /// An endpoint that takes bodies of at most `body_bytes_max` (`None`: the backend's own limit).
+    fn endpoint(&mut self, body_bytes_max: Option<u32>) -> Self::Endpoint;
+
+    /// Both ends of a new link, with as little depth as the backend can have, so that `Full` comes soon (at most 64).
+    fn connect(&mut self) -> (Link, Link);
+
+    /// Lets a little time pass, where polls alone do not move things.
+    fn step(&mut self);
+}
+
+/// Steps after which something that should have happened counts as not happening.
+const STEPS_MAX: usize = 200_000;
+/// Enough memory for any of these tests.
+const ARENA_BYTES: usize = 16 << 20;
+
+/// Checks every promise that needs one thread, each with a fixture of its own.
+pub fn all<F: Fixture>(mut make: impl FnMut() -> F) {
+    keeps_order(make());
+    completes_every_token_once(make());
+    completes_what_was_posted_to_the_lost(make());
+    flushes_before_lost(make());
+    closing_loses_both_sides_once(make());
+    delivers_what_was_sent_before_the_close(make());
+    dropping_an_endpoint_closes(make());
+    dropping_a_link_closes(make());
+    full_ends_with_a_completion(make());
+    a_full_peer_holds_up_nobody(make());
+    carries_heads_of_every_length(make());
+    carries_empty_bodies(make());
+    concatenates_slices(make());
+    cuts_off_who_sends_too_much(make());
+    announces_from_the_threshold(make());
+    places_where_it_was_told(make());
+    discards_what_is_not_wanted(make());
+    ignores_places_of_the_lost(make());
+    returns_the_memory_of_bodies(make());
+    reports_no_more_than_there_is_room_for(make());
+}
+
+/// Checks the promises that need two threads, for endpoints that real time moves.
+pub fn all_with_threads<F: Fixture>(mut make: impl FnMut() -> F)
+where
+    F::Endpoint: Send,
+{
+    wakes_a_sleeper(make());
+    rings_a_sleeper(make());
+}
+
+/// An endpoint and all it has reported.
+struct Side<E> {
+    endpoint: E,
+    seen: Vec<Event>,
+    events: Events,
+}
+
+impl<E: Endpoint> Side<E> {
+    fn new(endpoint: E) -> Self {
+        Self { endpoint, seen: Vec::new(), events: Events::with_limit(16) }
+    }
+
+    fn poll(&mut self) {
+        self.endpoint.poll(&mut self.events);
+        self.seen.extend(self.events.drain());
+    }
+
+    /// Posts one operation, if there is room.
+    fn try_send(&mut self, peer: Peer, token: u64, body: Body) -> Result<(), Full> {
+        let mut batch = Batch::with_capacity(1);
+        batch.send(peer, Token(token), &head(token), body);
+        self.endpoint.post(&mut batch)
+    }
+
+    fn send(&mut self, peer: Peer, token: u64, body: Body) {
+        assert_eq!(self.try_send(peer, token, body), Ok(()), "room for token {token}");
+    }
+
+    /// The numbers of the heads that have arrived, announced ones included, in order.
+    fn arrived(&self) -> Vec<u64> {
+        let number = |event: &Event| match event {
+            Event::Arrived { head, .. } | Event::Announced { head, .. } => Some(number_of(head)),
+            _ => None,
+        };
+        self.seen.iter().filter_map(number).collect()
+    }
+
+    fn completions(&self) -> Vec<(u64, Result<(), LostReason>)> {
+        let completion = |event: &Event| match event {
+            Event::Sent { token, outcome, .. } => Some((token.0, *outcome)),
+            _ => None,
+        };
+        self.seen.iter().filter_map(completion).collect()
+    }
+
+    fn losses(&self) -> Vec<LostReason> {
+        let loss = |event: &Event| match event {
+            Event::Lost { reason, .. } => Some(*reason),
+            _ => None,
+        };
+        self.seen.iter().filter_map(loss).collect()
+    }
+
+    /// The announcement that was seen, if any.
+    fn announced(&self) -> Option<(Arrival, usize)> {
+        self.seen.iter().find_map(|event| match event {
+            Event::Announced { arrival, body_bytes, .. } => Some((*arrival, *body_bytes)),
+            _ => None,
+        })
+    }
+
+    /// The body of the first message that has arrived whole.
+    fn body(&self) -> Option<Vec<u8>> {
+        self.seen.iter().find_map(|event| match event {
+            Event::Arrived { body, .. } => Some(bytes_of(body)),
+            _ => None,
+        })
+    }
+
+    /// Takes the first placed destination out of what was seen.
+    fn take_placed(&mut self) -> Option<(SliceMut, Result<(), LostReason>)> {
+        let index = self.seen.iter().position(|event| matches!(event, Event::Placed { .. }))?;
+        match self.seen.remove(index) {
+            Event::Placed { destination, outcome, .. } => Some((destination, outcome)),
+            _ => None,
+        }
+    }
+}
+
+/// Two endpoints with one link between them.
+struct Two<F: Fixture> {
+    fixture: F,
+    left: Side<F::Endpoint>,
+    right: Side<F::Endpoint>,
+    /// What the left calls the right, and the other way round.
+    to_right: Peer,
+    to_left: Peer,
+    arena: Arena,
+}
+
+impl<F: Fixture> Two<F> {
+    fn new(fixture: F) -> Self {
+        Self::with(fixture, None, |link| link)
+    }
+
+    /// With a limit for the right side's bodies and a change to its link.
+    fn with(mut fixture: F, body_bytes_max: Option<u32>, change: impl FnOnce(Link) -> Link) -> Self {
+        let (mut left, mut right) = (fixture.endpoint(None), fixture.endpoint(body_bytes_max));
+        let (link_left, link_right) = fixture.connect();
+        let to_right = left.adopt(link_left).expect("an endpoint takes its first link");
+        let to_left = right.adopt(change(link_right)).expect("an endpoint takes its first link");
+        let arena = Arena::new(ARENA_BYTES);
+        Self { fixture, left: Side::new(left), right: Side::new(right), to_right, to_left, arena }
+    }
+
+    fn step(&mut self) {
+        self.fixture.step();
+        self.left.poll();
+        self.right.poll();
+    }
+
+    /// Steps until `done`.
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..STEPS_MAX {
+            if done(self) {
+                return;
+            }
+            self.step();
+        }
+        panic!(
+            "{what}: not within {STEPS_MAX} steps; left saw {:?}, right saw {:?}",
+            self.left.seen, self.right.seen
+        );
+    }
+
+    /// Steps for long enough that whatever was going to happen has.
+    fn settle(&mut self) {
+        for _ in 0..1_000 {
+            self.step();
+        }
+    }
+
+    fn depth(&self) -> u64 {
+        u64::from(self.left.endpoint.capabilities().operations_per_peer_max)
+    }
+
+    fn body(&mut self, bytes: &[u8]) -> Body {
+        body(&mut self.arena, bytes)
+    }
+}
+
+impl<E: Endpoint> Shell for Side<E> {
+    type Endpoint = E;
+
+    fn turn(&mut self, _now_ns: u64) -> Turn {
+        let before = self.seen.len();
+        self.poll();
+        Turn { progressed: self.seen.len() > before, deadline: None }
+    }
+
+    fn endpoint(&mut self) -> &mut E {
+        &mut self.endpoint
+    }
+}
+
+/// A head that says a number.
+fn head(number: u64) -> Head {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    Head::new(&bytes).expect("a header is a legal head")
+}
+
+fn number_of(head: &Head) -> u64 {
+    let (number, _) = head.as_bytes().split_first_chunk().expect("a head has 64 bytes");
+    u64::from_le_bytes(*number)
+}
+
+fn body(arena: &mut Arena, bytes: &[u8]) -> Body {
+    let mut slice = arena.take(bytes.len()).expect("the tests use little memory");
+    slice.as_mut_bytes().copy_from_slice(bytes);
+    slice.freeze().into()
+}
+
+fn bytes_of(body: &Body) -> Vec<u8> {
+    body.slices().iter().flat_map(|slice| slice.as_bytes()).copied().collect()
+}
+
+/// Bytes that differ from their neighbours.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|index| u8::try_from(index % 251).unwrap_or(0)).collect()
+}
+
+/// Messages to one peer arrive in the order of posting, each once, over many batches and a full queue.
+pub fn keeps_order<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let count = two.depth() * 5 + 3;
+    let mut batch = Batch::default();
+    for number in 0..count {
+        let body = two.body(&number.to_le_bytes());
+        batch.send(two.to_right, Token(number), &head(number), body);
+    }
+    two.until("all arrive", |two| {
+        let _ = two.left.endpoint.post(&mut batch);
+        two.right.arrived().len() as u64 >= count
+    });
+    two.settle();
+    assert_eq!(two.right.arrived(), (0..count).collect::<Vec<_>>(), "in order, each once");
+    for event in &two.right.seen {
+        let Event::Arrived { peer, head, body } = event else { panic!("only arrivals, not {event:?}") };
+        assert_eq!(*peer, two.to_left);
+        assert_eq!(bytes_of(body), number_of(head).to_le_bytes(), "the body belongs to its head");
+    }
+}
+
+/// Every token comes back once, in order, though both sides post all the time.
+pub fn completes_every_token_once<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let count = two.depth() * 4 + 1;
+    let (mut to_right, mut to_left) = (Batch::default(), Batch::default());
+    for number in 0..count {
+        to_right.send(two.to_right, Token(number), &head(number), Body::empty());
+        to_left.send(two.to_left, Token(count + number), &head(number), Body::empty());
+    }
+    two.until("all complete", |two| {
+        let _ = two.left.endpoint.post(&mut to_right);
+        let _ = two.right.endpoint.post(&mut to_left);
+        two.left.completions().len() as u64 >= count && two.right.completions().len() as u64 >= count
+    });
+    two.settle();
+    let expected = |first: u64| (first..first + count).map(|token| (token, Ok(()))).collect::<Vec<_>>();
+    assert_eq!(two.left.completions(), expected(0));
+    assert_eq!(two.right.completions(), expected(count));
+}
+
+/// What is posted to a peer that is lost completes as flushed.
+pub fn completes_what_was_posted_to_the_lost<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    two.left.endpoint.close(two.to_right);
+    // Not reported yet.
+    two.left.send(two.to_right, 1, Body::empty());
+    two.until("lost", |two| !two.left.losses().is_empty());
+    two.left.send(two.to_right, 2, Body::empty());
+    two.until("both complete", |two| two.left.completions().len() == 2);
+    two.settle();
+    assert_eq!(two.left.completions(), [1, 2].map(|token| (token, Err(LostReason::ClosedHere))));
+    assert_eq!(two.right.arrived(), [0; 0]);
+}
+
+/// A lost peer's operations complete before its loss is reported, all of them, in order.
+pub fn flushes_before_lost<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let count = two.depth();
+    for number in 0..count {
+        two.left.send(two.to_right, number, Body::empty());
+    }
+    two.left.endpoint.close(two.to_right);
+    two.until("lost", |two| !two.left.losses().is_empty());
+    two.settle();
+    let tokens: Vec<u64> = two.left.completions().iter().map(|(token, _)| *token).collect();
+    assert_eq!(tokens, (0..count).collect::<Vec<_>>(), "each once, in order");
+    assert!(matches!(two.left.seen.last(), Some(Event::Lost { .. })), "the loss is the last event");
+}
+
+/// A close from either side is one loss on each, with who closed as the reason.
+pub fn closing_loses_both_sides_once<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    two.left.send(two.to_right, 1, Body::empty());
+    two.right.send(two.to_left, 2, Body::empty());
+    two.right.endpoint.close(two.to_left);
+    two.right.endpoint.close(two.to_left);
+    two.until("both lost", |two| !two.left.losses().is_empty() && !two.right.losses().is_empty());
+    two.settle();
+    assert_eq!(two.right.losses(), [LostReason::ClosedHere]);
+    assert_eq!(two.left.losses(), [LostReason::ClosedByPeer]);
+    for side in [&two.left, &two.right] {
+        assert!(
+            matches!(side.seen.last(), Some(Event::Lost { .. })),
+            "the loss is the last event: {:?}",
+            side.seen
+        );
+        assert_eq!(side.completions().len(), 1);
+    }
+}
+
+/// What was sent before an orderly close arrives before the loss.
+pub fn delivers_what_was_sent_before_the_close<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let count = two.depth();
+    for number in 0..count {
+        let body = two.body(&pattern(100));
+        two.left.send(two.to_right, number, body);
+    }
+    two.left.endpoint.close(two.to_right);
+    two.until("lost", |two| !two.right.losses().is_empty());
+    assert_eq!(two.right.arrived(), (0..count).collect::<Vec<_>>());
+    assert!(matches!(two.right.seen.last(), Some(Event::Lost { reason: LostReason::ClosedByPeer, .. })));
+}
+
+/// An endpoint that is dropped has closed its links.
+pub fn dropping_an_endpoint_closes<F: Fixture>(mut fixture: F) {
+    let (mut left, mut right) = (fixture.endpoint(None), Side::new(fixture.endpoint(None)));
+    let (link_left, link_right) = fixture.connect();
+    left.adopt(link_left).expect("an endpoint takes its first link");
+    let _ = right.endpoint.adopt(link_right).expect("an endpoint takes its first link");
+    drop(left);
+    let seen = poll_until_lost(&mut fixture, &mut right);
+    assert_eq!(seen, [LostReason::ClosedByPeer]);
+}
+
+/// A link that is dropped before it is adopted is closed, whether or not the other end was adopted before.
+pub fn dropping_a_link_closes<F: Fixture>(mut fixture: F) {
+    for adopted_before in [false, true] {
+        let mut right = Side::new(fixture.endpoint(None));
+        let (link_left, link_right) = fixture.connect();
+        if adopted_before {
+            let _ = right.endpoint.adopt(link_right).expect("an endpoint takes its first link");
+            drop(link_left);
+        } else {
+            drop(link_left);
+            let _ = right.endpoint.adopt(link_right).expect("an endpoint takes its first link");
+        }
+        assert_eq!(poll_until_lost(&mut fixture, &mut right), [LostReason::ClosedByPeer]);
+    }
+}
+
+fn poll_until_lost<F: Fixture>(fixture: &mut F, side: &mut Side<F::Endpoint>) -> Vec<LostReason> {
+    for _ in 0..STEPS_MAX {
+        fixture.step();
+        side.poll();
+        if !side.losses().is_empty() {
+            return side.losses();
+        }
+    }
+    panic!("no loss within {STEPS_MAX} steps; saw {:?}", side.seen);
+}
+
+/// A queue takes as many operations as it says, refuses the next, and takes one more after each completion.
+pub fn full_ends_with_a_completion<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let depth = two.depth();
+    for number in 0..depth {
+        two.left.send(two.to_right, number, Body::empty());
+    }
+    let mut batch = Batch::default();
+    batch.send(two.to_right, Token(depth), &head(depth), Body::empty());
+    batch.send(two.to_right, Token(depth + 1), &head(depth + 1), Body::empty());
+    assert_eq!(two.left.endpoint.post(&mut batch), Err(Full));
+    assert_eq!(batch.len(), 2, "what does not fit stays in the batch");
+    two.until("a completion", |two| !two.left.completions().is_empty());
+    let completed = two.left.completions().len();
+    let _ = two.left.endpoint.post(&mut batch);
+    assert_eq!(batch.len(), 2 - completed.min(2), "as much room as completions");
+    two.until("all arrive", |two| {
+        let _ = two.left.endpoint.post(&mut batch);
+        two.right.arrived().len() as u64 == depth + 2
+    });
+    assert_eq!(two.right.arrived(), (0..depth + 2).collect::<Vec<_>>(), "order survives a full queue");
+}
+
+/// A peer without room keeps its operations in the batch, in order; those of others are taken.
+pub fn a_full_peer_holds_up_nobody<F: Fixture>(mut fixture: F) {
+    let mut hub = Side::new(fixture.endpoint(None));
+    let mut far = [Side::new(fixture.endpoint(None)), Side::new(fixture.endpoint(None))];
+    let peers = [0, 1].map(|index| {
+        let (here, there) = fixture.connect();
+        let _ = far[index].endpoint.adopt(there).expect("an endpoint takes its first link");
+        hub.endpoint.adopt(here).expect("an endpoint takes a second link")
+    });
+    let depth = u64::from(hub.endpoint.capabilities().operations_per_peer_max);
+    let mut batch = Batch::default();
+    for number in 0..depth + 2 {
+        batch.send(peers[0], Token(number), &head(number), Body::empty());
+    }
+    batch.send(peers[1], Token(1_000), &head(1_000), Body::empty());
+    assert_eq!(hub.endpoint.post(&mut batch), Err(Full));
+    assert_eq!(batch.len(), 2, "the two without room stay, the one of the other peer is taken");
+    for _ in 0..STEPS_MAX {
+        let _ = hub.endpoint.post(&mut batch);
+        fixture.step();
+        hub.poll();
+        far.iter_mut().for_each(Side::poll);
+        if hub.completions().len() as u64 == depth + 3 {
+            break;
+        }
+    }
+    for _ in 0..1_000 {
+        fixture.step();
+        far.iter_mut().for_each(Side::poll);
+    }
+    assert_eq!(far[0].arrived(), (0..depth + 2).collect::<Vec<_>>());
+    assert_eq!(far[1].arrived(), [1_000]);
+}
+
+/// A head arrives as it was, whatever its legal length.
+pub fn carries_heads_of_every_length<F: Fixture>(fixture: F) {
+    assert!(Head::new(&pattern(HEADER_BYTES - 1)).is_none());
+    assert!(Head::new(&pattern(HEAD_BYTES_MAX + 1)).is_none());
+    let mut two = Two::new(fixture);
+    let mut batch = Batch::default();
+    let lengths = HEADER_BYTES..=HEAD_BYTES_MAX;
+    for len in lengths.clone() {
+        let head = Head::new(&pattern(len)).expect("a legal length");
+        batch.send(two.to_right, Token(len as u64), &head, Body::empty());
+    }
+    two.until("all arrive", |two| {
+        let _ = two.left.endpoint.post(&mut batch);
+        two.right.arrived().len() == lengths.clone().count()
+    });
+    for (len, event) in lengths.zip(&two.right.seen) {
+        let Event::Arrived { head, .. } = event else { panic!("an arrival, not {event:?}") };
+        assert_eq!(head.as_bytes(), pattern(len));
+    }
+}
+
+/// A message without a body is a message, on a link that announces bodies too.
+pub fn carries_empty_bodies<F: Fixture>(fixture: F) {
+    let mut two = Two::with(fixture, None, |link| link.place_from(0));
+    two.left.send(two.to_right, 1, Body::empty());
+    two.until("arrives", |two| !two.right.arrived().is_empty());
+    let [Event::Arrived { body, .. }] = two.right.seen.as_slice() else {
+        panic!("one arrival: {:?}", two.right.seen)
+    };
+    assert!(body.is_empty());
+}
+
+/// Of a body of many slices the concatenation arrives.
+pub fn concatenates_slices<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let bytes = pattern(3_000);
+    for cuts in [vec![], vec![1, 1, 2], vec![64, 128, 1_024], (0..3_000).step_by(37).collect()] {
+        let ends = cuts.iter().copied().chain([bytes.len()]);
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        let parts = starts.zip(ends).map(|(start, end)| two.body(&bytes[start..end])).collect::<Vec<_>>();
+        let whole = Body::of(parts.iter().flat_map(|part| part.slices().iter().cloned()));
+        two.left.send(two.to_right, 1, whole);
+        two.until("arrives", |two| two.right.body().is_some() && !two.left.completions().is_empty());
+        assert_eq!(two.right.body().as_ref(), Some(&bytes), "cut at {cuts:?}");
+        two.right.seen.clear();
+        two.left.seen.clear();
+    }
+}
+
+/// A body of exactly the receiver's limit arrives; of one longer the receiver cuts the sender off, and nobody else.
+pub fn cuts_off_who_sends_too_much<F: Fixture>(fixture: F) {
+    let mut two = Two::with(fixture, Some(1_000), |link| link);
+    assert_eq!(two.right.endpoint.capabilities().body_bytes_max, 1_000);
+    let (fits, too_long) = (two.body(&pattern(1_000)), two.body(&pattern(1_001)));
+    two.left.send(two.to_right, 1, fits);
+    two.left.send(two.to_right, 2, too_long);
+    two.until("both lost", |two| !two.left.losses().is_empty() && !two.right.losses().is_empty());
+    two.settle();
+    assert_eq!(two.right.arrived(), [1], "the one that fits");
+    assert_eq!(two.right.losses(), [LostReason::Violation(Violation::BodyTooLong)]);
+    assert_eq!(two.left.completions().len(), 2);
+    assert_eq!(two.left.losses().len(), 1);
+}
+
+/// Bodies of `place_from` bytes and more are announced, shorter ones arrive.
+pub fn announces_from_the_threshold<F: Fixture>(fixture: F) {
+    let mut two = Two::with(fixture, None, |link| link.place_from(1_000));
+    for (number, len) in [(1, 999), (2, 1_000), (3, 1_001)] {
+        let body = two.body(&pattern(len));
+        two.left.send(two.to_right, number, body);
+    }
+    let mut answered = Vec::new();
+    two.until("all come", |two| {
+        // Each is answered as it comes; the next one waits for that.
+        for event in &two.right.seen {
+            if let Event::Announced { arrival, body_bytes, .. } = event
+                && !answered.contains(body_bytes)
+            {
+                answered.push(*body_bytes);
+                two.right.endpoint.place(*arrival, None);
+            }
+        }
+        two.right.arrived().len() == 3
+    });
+    assert_eq!(two.right.arrived(), [1, 2, 3], "announcements keep their place in the order");
+    assert!(matches!(two.right.seen[0], Event::Arrived { .. }));
+    assert!(matches!(two.right.seen[1], Event::Announced { body_bytes: 1_000, .. }));
+    assert!(matches!(two.right.seen[2], Event::Announced { body_bytes: 1_001, .. }));
+}
+
+/// An announced body lands in the memory given to `place`, which comes back; later messages wait and then arrive.
+pub fn places_where_it_was_told<F: Fixture>(fixture: F) {
+    let mut two = Two::with(fixture, None, |link| link.place_from(1));
+    let bytes = pattern(5_000);
+    let parts = [two.body(&bytes[..1_234]), two.body(&bytes[1_234..])];
+    let body = Body::of(parts.iter().flat_map(|part| part.slices().iter().cloned()));
+    two.left.send(two.to_right, 1, body);
+    two.left.send(two.to_right, 2, Body::empty());
+    two.until("announced", |two| two.right.announced().is_some());
+    two.settle();
+    assert_eq!(two.right.arrived(), [1], "what comes later waits");
+    let Some((arrival, body_bytes)) = two.right.announced() else { panic!("announced") };
+    let mut destination = two.arena.take(body_bytes).expect("the tests use little memory");
+    destination.as_mut_bytes().fill(0);
+    let address = destination.as_bytes().as_ptr();
+    two.right.endpoint.place(arrival, Some(destination));
+    let mut placed = None;
+    two.until("placed", |two| {
+        placed = placed.take().or_else(|| two.right.take_placed());
+        placed.is_some() && two.right.arrived().len() == 2
+    });
+    let Some((destination, outcome)) = placed else { panic!("placed") };
+    assert_eq!(outcome, Ok(()));
+    assert_eq!(destination.as_bytes(), bytes);
+    assert_eq!(destination.as_bytes().as_ptr(), address, "the same memory comes back");
+    two.until("both complete", |two| two.left.completions().len() == 2);
+}
+
+/// `place` of nothing discards the body; what follows arrives.
+pub fn discards_what_is_not_wanted<F: Fixture>(fixture: F) {
+    let mut two = Two::with(fixture, None, |link| link.place_from(100));
+    let body = two.body(&pattern(500));
+    two.left.send(two.to_right, 1, body);
+    two.left.send(two.to_right, 2, Body::empty());
+    two.until("announced", |two| two.right.announced().is_some());
+    let Some((arrival, _)) = two.right.announced() else { panic!("announced") };
+    two.right.endpoint.place(arrival, None);
+    two.until("the next arrives", |two| two.right.arrived().len() == 2 && two.left.completions().len() == 2);
+    two.settle();
+    assert!(two.right.take_placed().is_none(), "nothing more of a discarded body");
+    two.right.seen.clear();
+    two.arena.collect();
+    assert_eq!(two.arena.used_bytes(), 0, "its memory is back");
+}
+
+/// `place` after the peer was lost does nothing and keeps nothing.
+pub fn ignores_places_of_the_lost<F: Fixture>(fixture: F) {
+    let mut two = Two::with(fixture, None, |link| link.place_from(1));
+    let body = two.body(&pattern(64));
+    two.left.send(two.to_right, 1, body);
+    two.until("announced", |two| two.right.announced().is_some());
+    let Some((arrival, body_bytes)) = two.right.announced() else { panic!("announced") };
+    two.right.endpoint.close(two.to_left);
+    two.until("lost", |two| !two.right.losses().is_empty() && !two.left.losses().is_empty());
+    let destination = two.arena.take(body_bytes).expect("the tests use little memory");
+    two.right.endpoint.place(arrival, Some(destination));
+    two.settle();
+    assert!(two.right.take_placed().is_none());
+    assert!(matches!(two.right.seen.last(), Some(Event::Lost { .. })), "the loss stays the last event");
+    two.right.seen.clear();
+    two.arena.collect();
+    assert_eq!(two.arena.used_bytes(), 0, "body and destination are back");
+}
+
+/// When the receiver has dropped a body and the sender's token is complete, the memory is the sender's again.
+pub fn returns_the_memory_of_bodies<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let count = two.depth().min(8);
+    for number in 0..count {
+        let body = two.body(&pattern(1_000));
+        two.left.send(two.to_right, number, body);
+    }
+    let completed = |two: &mut Two<F>| two.left.completions().len() as u64 == count;
+    two.until("all come and complete", |two| completed(two) && two.right.arrived().len() as u64 == count);
+    two.right.seen.clear();
+    two.arena.collect();
+    assert_eq!(two.arena.used_bytes(), 0);
+}
+
+/// A poll reports at most as much as `Events` has room for, and the rest later.
+pub fn reports_no_more_than_there_is_room_for<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let count = two.depth();
+    for number in 0..count {
+        two.left.send(two.to_right, number, Body::empty());
+    }
+    two.left.endpoint.close(two.to_right);
+    let mut events = Events::with_limit(1);
+    let mut kinds = BTreeMap::new();
+    for _ in 0..STEPS_MAX {
+        two.fixture.step();
+        for endpoint in [&mut two.left.endpoint, &mut two.right.endpoint] {
+            endpoint.poll(&mut events);
+            assert!(events.list.len() <= 1);
+            for event in events.drain() {
+                let kind = match event {
+                    Event::Sent { .. } => "sent",
+                    Event::Arrived { .. } => "arrived",
+                    Event::Lost { .. } => "lost",
+                    other => panic!("nothing is placed here: {other:?}"),
+                };
+                *kinds.entry(kind).or_insert(0) += 1;
+            }
+        }
+        if kinds.get("lost") == Some(&2) {
+            break;
+        }
+    }
+    assert_eq!(kinds, BTreeMap::from([("arrived", count), ("lost", 2), ("sent", count)]));
+}
+
+/// How long a sleeper may sleep before the test calls it forgotten.
+const PATIENCE_NS: u64 = 20_000_000_000;
+
+/// A thread that sleeps on its endpoint is woken by messages, by completions and by the loss.
+pub fn wakes_a_sleeper<F: Fixture>(fixture: F)
+where
+    F::Endpoint: Send,
+{
+    let Two { mut left, mut right, to_right, .. } = Two::new(fixture);
+    let count = 300;
+    let pause = std::time::Duration::from_micros(100);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let clock = Clock::new();
+            for number in 0..count {
+                // Now and then long enough that the other falls asleep; both do not spin at all.
+                if number % 10 == 0 {
+                    std::thread::sleep(pause);
+                }
+                left.send(to_right, number, Body::empty());
+                let completed = |left: &mut Side<_>| left.completions().len() as u64 > number;
+                let ended = Loop::new(clock, 2).with_spin_ns(0).run(&mut left, completed, Some(PATIENCE_NS));
+                assert_eq!(ended, Ended::Until, "completion {number}");
+            }
+        });
+        let lost = |right: &mut Side<_>| !right.losses().is_empty();
+        let ended = Loop::new(Clock::new(), 2).with_spin_ns(0).run(&mut right, lost, Some(PATIENCE_NS));
+        assert_eq!(ended, Ended::Until, "saw {} of {count} messages", right.arrived().len());
+    });
+    assert_eq!(right.arrived(), (0..count).collect::<Vec<_>>());
+}
+
+/// A ring of the waker from another thread ends a sleep, though no message comes.
+pub fn rings_a_sleeper<F: Fixture>(fixture: F)
+where
+    F::Endpoint: Send,
+{
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let Two { left: mut sleeper, .. } = Two::new(fixture);
+    let waker = sleeper.endpoint.waker();
+    let (asked, answered) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=200 {
+                asked.store(round, Ordering::Relaxed);
+                waker.ring();
+                while answered.load(Ordering::Relaxed) != round {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let mut driver = Loop::new(Clock::new(), 2).with_spin_ns(0);
+        for round in 1..=200 {
+            let rung = |_: &mut Side<_>| asked.load(Ordering::Relaxed) == round;
+            assert_eq!(driver.run(&mut sleeper, rung, Some(PATIENCE_NS)), Ended::Until, "round {round}");
+            answered.store(round, Ordering::Relaxed);
+        }
+    });
+}

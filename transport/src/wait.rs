@@ -1,0 +1,277 @@
+//! How a thread waits: spin a little, arm, turn once more, sleep. The only loop that does.
+//! Knows time, wakers and when to give up; does not know what a turn does.
+//! Called by whoever drives a shell: shard threads, the thread in a client's wait, the progress thread.
+//! Source: the flag with a fence on both sides is Dekker's; figures from facts/datapath.md §5 and §6.
+//!
+//! # States of a waker
+//!
+//! | state | set by | meaning |
+//! | ----- | ------ | ------- |
+//! | awake | the sleeper, after sleeping | it will turn again; a ring is a fence and a load |
+//! | asleep | the sleeper, by `arm` | it sleeps, or is about to; a ring must wake it |
+//! | rung | the first ring that saw `asleep` | it has been woken; further rings do nothing |
+//!
+//! **No wake-up is lost.** The sleeper stores `asleep`, full fence, turns once more, and sleeps only if that found
+//! nothing. The ringer publishes its work, full fence, looks at the state. Of two threads that each store and then
+//! load the other's, with a full fence between, at least one sees the other's store: either the turn finds the work,
+//! or the ringer finds `asleep`. In the second case it stores `rung`, so the kernel, which compares the word before it
+//! lets a thread sleep, does not let this one, or the wake call comes after and ends the sleep.
+//!
+//! **Progress**: ringing is wait-free and costs a system call only for the ring that finds `asleep`.
+
+use std::fmt;
+use std::time::Instant;
+
+use crate::endpoint::Endpoint;
+use crate::primitive::{Arc, Futex, Ordering, fence, spin_loop};
+
+const AWAKE: u32 = 0;
+const ASLEEP: u32 = 1;
+const RUNG: u32 = 2;
+
+/// Spinning before sleeping, by default: the price of one sleep and wake-up (37 to 50 us), so that it never costs more
+/// than twice the best choice (facts/datapath.md §5).
+pub const SPIN_NS_DEFAULT: u64 = 50_000;
+
+/// Wakes one thread, from any thread.
+#[derive(Clone)]
+pub struct Waker {
+    futex: Arc<Futex>,
+}
+
+impl Waker {
+    /// A waker of a thread that is awake.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { futex: Arc::new(Futex::new(AWAKE)) }
+    }
+
+    /// Makes sure that the sleeper sees, in a turn to come, what this thread has published. No system call while the
+    /// sleeper is awake.
+    #[inline]
+    pub fn ring(&self) {
+        // Full fence, pairs with the one in `arm`: our work was published before, the state is looked at after.
+        fence(Ordering::SeqCst);
+        if self.futex.word.load(Ordering::Relaxed) == ASLEEP {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        // Relaxed: the work is handed over by what published it; the word only says who calls the kernel.
+        if self.futex.word.compare_exchange(ASLEEP, RUNG, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.futex.wake();
+        }
+    }
+
+    /// From here on a ring wakes. The caller must look for work once more before it sleeps. Only for the thread that
+    /// this waker wakes.
+    pub fn arm(&self) {
+        // Relaxed: ordered by the fence that follows.
+        self.futex.word.store(ASLEEP, Ordering::Relaxed);
+        // Full fence, pairs with the one in `ring`: the state is stored before, the work is looked for after.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Back to work: rings cost nothing again. Says whether it was rung since `arm`.
+    pub fn disarm(&self) -> bool {
+        // Relaxed: a ring that comes in between published its work before, and the caller turns after this.
+        self.futex.word.swap(AWAKE, Ordering::Relaxed) == RUNG
+    }
+
+    /// Whether it was rung since `arm`; changes nothing.
+    #[must_use]
+    pub fn is_rung(&self) -> bool {
+        // Relaxed: a hint.
+        self.futex.word.load(Ordering::Relaxed) == RUNG
+    }
+
+    fn sleep(&self, timeout_ns: Option<u64>) {
+        self.futex.wait(ASLEEP, timeout_ns);
+    }
+}
+
+impl Default for Waker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
+}
+
+/// What an endpoint says when asked to prepare for sleep.
+#[derive(Debug)]
+pub enum Armed {
+    /// Something is there already: `poll` would report it.
+    Ready,
+    /// Nothing yet. Anything that happens from now on ends this sleep.
+    Sleep(Sleep),
+}
+
+/// What to sleep on. More kinds come with more backends (a ring, an epoll descriptor).
+#[derive(Debug)]
+pub enum Sleep {
+    /// The endpoint's waker, which must be armed.
+    Waker(Waker),
+}
+
+impl Sleep {
+    fn sleep(&self, timeout_ns: Option<u64>) {
+        match self {
+            Self::Waker(waker) => waker.sleep(timeout_ns),
+        }
+    }
+}
+
+/// What a turn of a shell came to.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Turn {
+    /// Whether anything was done, so that another turn at once may find more.
+    pub progressed: bool,
+    /// When the shell wants to be turned again even if nothing happens, in the clock's nanoseconds.
+    pub deadline: Option<u64>,
+}
+
+/// A thing that is driven by turns: a node, a driver, or both of them in turn.
+pub trait Shell {
+    /// The transport it uses.
+    type Endpoint: Endpoint;
+
+    /// Polls, feeds its core, posts once. Never blocks.
+    fn turn(&mut self, now_ns: u64) -> Turn;
+
+    /// What to sleep on.
+    fn endpoint(&mut self) -> &mut Self::Endpoint;
+}
+
+/// Monotonic time in nanoseconds since the clock was made. Copies share their origin.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    /// A clock that shows 0.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { origin: Instant::now() }
+    }
+
+    /// The time. 64 bits of nanoseconds last for 584 years.
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Why [`Loop::run`] came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// `until` said so.
+    Until,
+    /// The deadline passed.
+    Deadline,
+}
+
+/// The loop of a thread that drives one shell.
+#[derive(Clone, Copy, Debug)]
+pub struct Loop {
+    spin_ns: u64,
+    clock: Clock,
+}
+
+impl Loop {
+    /// A loop that spins [`SPIN_NS_DEFAULT`], or not at all when the process has fewer cores than `busy_threads`, the
+    /// threads that may spin at once: a spinner would then keep the thread it waits for from running.
+    #[must_use]
+    pub fn new(clock: Clock, busy_threads: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { spin_ns: if cores < busy_threads { 0 } else { SPIN_NS_DEFAULT }, clock }
+    }
+
+    /// The same with another spinning time: 0 sleeps at once, `u64::MAX` never.
+    #[must_use]
+    pub fn with_spin_ns(self, spin_ns: u64) -> Self {
+        Self { spin_ns, ..self }
+    }
+
+    /// The clock that turns are given.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Turns the shell until `until` holds or the clock has reached `deadline_ns`.
+    ///
+    /// `until` is asked before the first turn and after each. A turn is taken at least once unless `until` holds at
+    /// once. Sleeps when nothing has progressed for the spinning time; after a sleep that ended by its timeout it
+    /// does not spin again before something happens (a timer would burn the spinning time at each tick).
+    pub fn run<S: Shell>(
+        &mut self,
+        shell: &mut S,
+        mut until: impl FnMut(&mut S) -> bool,
+        deadline_ns: Option<u64>,
+    ) -> Ended {
+        if until(shell) {
+            return Ended::Until;
+        }
+        let waker = shell.endpoint().waker();
+        let mut now_ns = self.clock.now_ns();
+        // Spinning ends here; moves on with each turn that does something.
+        let mut spin_until_ns = now_ns.saturating_add(self.spin_ns);
+        loop {
+            let turn = shell.turn(now_ns);
+            if until(shell) {
+                return Ended::Until;
+            }
+            now_ns = self.clock.now_ns();
+            if deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now_ns) {
+                return Ended::Deadline;
+            }
+            if turn.progressed {
+                spin_until_ns = now_ns.saturating_add(self.spin_ns);
+                continue;
+            }
+            if now_ns < spin_until_ns {
+                spin_loop();
+                continue;
+            }
+            let armed = shell.endpoint().arm();
+            let Armed::Sleep(sleep) = armed else {
+                waker.disarm();
+                continue;
+            };
+            let turn = shell.turn(now_ns);
+            let done = until(shell);
+            now_ns = self.clock.now_ns();
+            let wake_ns = [deadline_ns, turn.deadline].into_iter().flatten().min();
+            let timeout_ns = wake_ns.map(|wake_ns| wake_ns.saturating_sub(now_ns));
+            if !done && !turn.progressed && timeout_ns != Some(0) {
+                sleep.sleep(timeout_ns);
+                now_ns = self.clock.now_ns();
+            }
+            if waker.disarm() || turn.progressed {
+                spin_until_ns = now_ns.saturating_add(self.spin_ns);
+            }
+            if done {
+                return Ended::Until;
+            }
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,115 @@
+//! The conformance suite over the backends of this crate, one test per promise and backend.
+
+use rangefold_transport::conformance::{self, Fixture};
+use rangefold_transport::{Link, memory, sim};
+
+/// Depth of the tests' queues, so small that `Full` is common.
+const DEPTH: u32 = 4;
+
+struct Memory {
+    number: u64,
+}
+
+impl Fixture for Memory {
+    type Endpoint = memory::Endpoint;
+
+    fn endpoint(&mut self, body_bytes_max: Option<u32>) -> memory::Endpoint {
+        let limits = memory::Limits::default();
+        memory::Endpoint::with_limits(memory::Limits {
+            operations_per_peer_max: DEPTH,
+            body_bytes_max: body_bytes_max.unwrap_or(limits.body_bytes_max),
+            ..limits
+        })
+    }
+
+    fn connect(&mut self) -> (Link, Link) {
+        self.number += 1;
+        memory::pair(self.number, DEPTH as usize)
+    }
+
+    fn step(&mut self) {}
+}
+
+struct Simulated {
+    network: sim::Network,
+}
+
+impl Fixture for Simulated {
+    type Endpoint = sim::Endpoint;
+
+    fn endpoint(&mut self, body_bytes_max: Option<u32>) -> sim::Endpoint {
+        self.network.endpoint_with(sim::HostId(0), body_bytes_max)
+    }
+
+    fn connect(&mut self) -> (Link, Link) {
+        self.network.connect(sim::HostId(0), sim::HostId(1))
+    }
+
+    fn step(&mut self) {
+        if let Some(next_ns) = self.network.next_event_ns() {
+            self.network.advance_to(next_ns);
+        }
+    }
+}
+
+fn memory() -> Memory {
+    Memory { number: 0 }
+}
+
+fn simulated(seed: u64) -> Simulated {
+    let config = sim::Config { depth: DEPTH, ..sim::Config::default() };
+    Simulated { network: sim::Network::new(seed, config) }
+}
+
+macro_rules! promises {
+    ($($promise:ident),* $(,)?) => {
+        mod over_memory {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::memory());
+            })*
+        }
+
+        mod over_sim {
+            $(#[test]
+            fn $promise() {
+                for seed in 0..20 {
+                    super::conformance::$promise(super::simulated(seed));
+                }
+            })*
+        }
+    };
+}
+
+promises!(
+    keeps_order,
+    completes_every_token_once,
+    completes_what_was_posted_to_the_lost,
+    flushes_before_lost,
+    closing_loses_both_sides_once,
+    delivers_what_was_sent_before_the_close,
+    dropping_an_endpoint_closes,
+    dropping_a_link_closes,
+    full_ends_with_a_completion,
+    a_full_peer_holds_up_nobody,
+    carries_heads_of_every_length,
+    carries_empty_bodies,
+    concatenates_slices,
+    cuts_off_who_sends_too_much,
+    announces_from_the_threshold,
+    places_where_it_was_told,
+    discards_what_is_not_wanted,
+    ignores_places_of_the_lost,
+    returns_the_memory_of_bodies,
+    reports_no_more_than_there_is_room_for,
+);
+
+#[test]
+fn all_runs_every_promise() {
+    conformance::all(memory);
+}
+
+#[test]
+fn memory_with_threads() {
+    conformance::all_with_threads(memory);
+}
