@@ -254,7 +254,8 @@ impl Arena {
             self.step = Some((region, 0));
         }
         let Some((region, begin)) = self.step.clone() else { return };
-        let run_bytes = RUN_BYTES.max(chunk_bytes).min(region.len() - begin);
+        // A small budget is not spent on the first class that asks.
+        let run_bytes = RUN_BYTES.min(region.len() / 16).max(chunk_bytes).min(region.len() - begin);
         let count = run_bytes / chunk_bytes;
         self.cut(class, &region, begin, count);
         self.step = Some((region, begin + count * chunk_bytes));

@@ -155,7 +155,8 @@ impl SchedulerCore {
         self.orders.pop_front()
     }
 
-    /// A worker joins. The last one expected starts the job; a later one takes over lanes that have no holder.
+    /// A worker joins. The last one expected starts the job. A later one, in the place of one that is gone, takes over lanes
+    /// without a holder, or else its share of the lanes that others took over.
     ///
     /// # Errors
     /// [`SchedulerError::Full`].
@@ -167,7 +168,10 @@ impl SchedulerCore {
         let worker = WorkerId(self.next_worker);
         self.next_worker += 1;
         self.workers.insert(worker, Worker { heard: now, barriers: self.barriers });
-        if self.started || self.workers.len() == self.spec.workers as usize {
+        if self.started {
+            self.relieve(worker);
+            self.hand_out();
+        } else if self.workers.len() == self.spec.workers as usize {
             self.started = true;
             self.hand_out();
         }
@@ -250,6 +254,23 @@ impl SchedulerCore {
     /// Takes down the notices whose names do not pass.
     pub fn take_down(&mut self, keep: impl Fn(&str) -> bool) {
         self.notices.retain(|name, _| keep(name));
+    }
+
+    /// Takes lanes from those with the most until a newcomer could have as many as they keep.
+    fn relieve(&mut self, newcomer: WorkerId) {
+        let mut free = self.lanes.iter().filter(|entry| entry.holder.is_none()).count();
+        loop {
+            let loads = self.workers.keys().filter(|&&worker| worker != newcomer);
+            let load = |worker: WorkerId| self.lanes.iter().filter(|entry| entry.holder == Some(worker)).count();
+            let Some((most, worker)) = loads.map(|&worker| (load(worker), worker)).max() else { return };
+            if most <= free + 1 {
+                return;
+            }
+            let taken = self.lanes.iter_mut().rev().find(|entry| entry.holder == Some(worker));
+            let Some(taken) = taken else { return };
+            taken.holder = None;
+            free += 1;
+        }
     }
 
     /// Gives every lane without a holder to the worker with the fewest, under a new incarnation.

@@ -52,8 +52,7 @@ impl UpdateFunction {
     #[must_use]
     pub const fn state_per_value(self) -> u32 {
         match self {
-            Self::Assign | Self::Add => 0,
-            Self::ProximalL1 => 1,
+            Self::Assign | Self::Add | Self::ProximalL1 => 0,
         }
     }
 }

@@ -40,6 +40,8 @@ pub const HEADER_BYTES: usize = 64;
 pub const EXTENSION_BYTES_MAX: usize = 256;
 /// Bytes of a head, at most.
 pub const HEAD_BYTES_MAX: usize = HEADER_BYTES + EXTENSION_BYTES_MAX;
+/// Bytes of a control frame's body, at most; value frames have their own limit.
+pub const CONTROL_BYTES_MAX: usize = 64 << 10;
 /// Version of this layout.
 pub const VERSION: u8 = 1;
 /// Task dependencies in one frame, at most (protocol.md K3).
@@ -91,6 +93,8 @@ pub enum Kind {
     Closed = 20,
     /// Worker to shard: the view it has (T7).
     ViewUpdate = 21,
+    /// Worker to server: a parked pull is not wanted (any more, or yet) (K5).
+    Cancel = 23,
     /// Rows of the map (G1).
     MapDelta = 29,
 }
@@ -113,6 +117,7 @@ impl Kind {
             19 => Self::ResumeReply,
             20 => Self::Closed,
             21 => Self::ViewUpdate,
+            23 => Self::Cancel,
             29 => Self::MapDelta,
             _ => return None,
         })
@@ -458,8 +463,10 @@ fn decode_extension(mut bytes: &[u8]) -> Result<(Extension, Option<Stamp>), Wire
     if bytes.is_empty() { Ok((extension, previous)) } else { Err(WireError::Section(bytes[0])) }
 }
 
-/// Bytes of a (segment, stamp) pair in `Ack` and `Closed`.
+/// Bytes of a (segment, stamp) pair in `Ack` and `ResumeReply`.
 pub const PAIR_BYTES: usize = 12;
+/// Bytes of a segment named in `Closed`.
+pub const NAMED_BYTES: usize = 16;
 /// Bytes of a map row in `WrongEpoch` and `MapDelta`.
 pub const ROW_BYTES: usize = 24;
 
@@ -481,6 +488,30 @@ pub fn pairs(bytes: &[u8]) -> Result<impl Iterator<Item = (SegmentId, Stamp)> + 
         let segment = u32::from_le_bytes([pair[0], pair[1], pair[2], pair[3]]);
         let stamp = u64::from_le_bytes([pair[4], pair[5], pair[6], pair[7], pair[8], pair[9], pair[10], pair[11]]);
         (SegmentId(segment), Stamp(stamp))
+    }))
+}
+
+/// A segment named in a close: the assignment under which the lane knows it, and its last push there (T1).
+pub type Named = (SegmentId, Assignment, Stamp);
+
+/// Appends a named segment.
+pub fn put_named(bytes: &mut Vec<u8>, (segment, assignment, stamp): Named) {
+    bytes.extend_from_slice(&segment.0.to_le_bytes());
+    bytes.extend_from_slice(&assignment.0.to_le_bytes());
+    bytes.extend_from_slice(&stamp.0.to_le_bytes());
+}
+
+/// Reads named segments.
+///
+/// # Errors
+/// [`WireError::Length`] for bytes that are no whole one.
+pub fn named(bytes: &[u8]) -> Result<impl Iterator<Item = Named> + '_, WireError> {
+    if !bytes.len().is_multiple_of(NAMED_BYTES) {
+        return Err(WireError::Length { found: bytes.len(), expected: bytes.len().next_multiple_of(NAMED_BYTES) });
+    }
+    Ok(bytes.chunks_exact(NAMED_BYTES).map(|named| {
+        let word = |at: usize| u32::from_le_bytes([named[at], named[at + 1], named[at + 2], named[at + 3]]);
+        (SegmentId(word(0)), Assignment(word(4)), Stamp(u64::from(word(8)) | u64::from(word(12)) << 32))
     }))
 }
 
@@ -591,6 +622,7 @@ mod tests {
             let _ = decode(&bytes, 1);
             let _ = decode_extension(&bytes);
             let _ = pairs(&bytes).map(Iterator::count);
+            let _ = named(&bytes).map(Iterator::count);
             let _ = rows(&bytes).map(Iterator::count);
         }
     }

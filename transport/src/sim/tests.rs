@@ -46,7 +46,7 @@ struct Cluster {
 
 impl Cluster {
     fn new(seed: u64, host_count: u32) -> Self {
-        let network = Network::new(seed, Config { silent_after_ns: Some(3_000_000), ..Config::default() });
+        let network = Network::new(seed, Config { silent_after_ns: Some(100_000), ..Config::default() });
         let host = |id| Host { id, endpoint: network.endpoint(id), accounts: BTreeMap::new() };
         let hosts = (0..host_count).map(|id| host(HostId(id))).collect();
         Self { network, chance: Chance::new(!seed), hosts, full_count: 0 }

@@ -29,7 +29,6 @@ pub fn exp_of_negative(x: f64) -> f64 {
     // x = k ln 2 + r with |r| <= ln 2 / 2; the cast truncates towards zero, so half is taken off first.
     #[allow(clippy::cast_possible_truncation, reason = "x is in [-708, 0], k is in [-1021, 0]")]
     let k = (x * LOG2_E - 0.5) as i64;
-    #[allow(clippy::cast_precision_loss, reason = "k has 10 bits")]
     let k_float = k as f64;
     let r = (x - k_float * LN_2_HIGH) - k_float * LN_2_LOW;
     // Taylor to r^13 / 13!: the next term is below 5e-18.
@@ -73,7 +72,6 @@ pub fn ln_of_positive(x: f64) -> f64 {
         sum = sum * square + 1.0 / odd;
     }
     let small = 2.0 * s * (square * sum) + 2.0 * s;
-    #[allow(clippy::cast_precision_loss, reason = "an exponent has 11 bits")]
     let exponent = exponent as f64;
     exponent * LN_2_HIGH + (small + exponent * LN_2_LOW)
 }
@@ -83,7 +81,10 @@ mod tests {
     use super::*;
 
     fn assert_close(ours: f64, theirs: f64, at: f64) {
-        assert!((ours - theirs).abs() <= 4.5e-16 * theirs.abs().max(1e-300), "at {at}: {ours} against {theirs}");
+        assert!(
+            (ours - theirs).abs() <= 4.5e-16 * theirs.abs().max(1e-300),
+            "at {at}: {ours} against {theirs}"
+        );
     }
 
     #[test]

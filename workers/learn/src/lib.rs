@@ -34,7 +34,7 @@
 //! | [`certificate`] | scale of the dual point, objective, bound, gap |
 //! | [`metrics`] | scores of a model on a file; area under the curve, accuracy |
 //! | [`bundled`] | the Adult data inside the binary |
-//! | [`reference`] | the whole algorithm in one thread, the oracle of the distributed run |
+//! | [`mod@reference`] | the whole algorithm in one thread, the oracle of the distributed run |
 //!
 //! # What is repeatable
 //!

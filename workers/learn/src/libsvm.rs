@@ -255,10 +255,16 @@ mod tests {
         assert_eq!(error_of("1 0:1"), "t.svm:1:3: expected an index from 1 to 2147483646, found `0`");
         assert_eq!(error_of("1 :1"), "t.svm:1:3: expected an index from 1 to 2147483646, found nothing");
         assert_eq!(error_of("1 +2:1"), "t.svm:1:3: expected an index from 1 to 2147483646, found `+2`");
-        assert_eq!(error_of("1 2147483647:1"), "t.svm:1:3: expected an index from 1 to 2147483646, found `2147483647`");
+        assert_eq!(
+            error_of("1 2147483647:1"),
+            "t.svm:1:3: expected an index from 1 to 2147483646, found `2147483647`"
+        );
         assert_eq!(error_of("1 qid:1"), "t.svm:1:3: expected an index from 1 to 2147483646, found `qid`");
         assert_eq!(error_of("1 5:1 5:2"), "t.svm:1:7: expected an index above 5 (indices ascend), found `5`");
-        assert_eq!(error_of("1 5:1  4:2"), "t.svm:1:8: expected an index above 5 (indices ascend), found `4`");
+        assert_eq!(
+            error_of("1 5:1  4:2"),
+            "t.svm:1:8: expected an index above 5 (indices ascend), found `4`"
+        );
         assert_eq!(error_of("1 5:"), "t.svm:1:5: expected a finite number, found nothing");
         assert_eq!(error_of("1 5:x1"), "t.svm:1:5: expected a finite number, found `x1`");
         assert_eq!(error_of("1 5:nan"), "t.svm:1:5: expected a finite number, found `nan`");

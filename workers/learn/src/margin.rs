@@ -21,7 +21,9 @@ const ONE: f64 = (1_u64 << FRACTION_BITS) as f64;
 ///
 /// Only data far from unit scale lead here (values above 10^4, say): scale the features.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("feature {feature}: value times weight reaches {product:e}, margins hold up to {product_max:e}; scale the data")]
+#[error(
+    "feature {feature}: value times weight reaches {product:e}, margins hold up to {product_max:e}; scale the data"
+)]
 pub struct MarginRangeError {
     /// The feature, from 0.
     pub feature: usize,
@@ -63,7 +65,10 @@ impl MarginRange {
 /// The nearest fixed-point number, halves away from zero. Beyond the range the result saturates; callers have checked.
 #[must_use]
 #[inline]
-#[allow(clippy::cast_possible_truncation, reason = "truncation is the rounding; `as` saturates and never panics")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "truncation is the rounding; `as` saturates and never panics"
+)]
 pub fn fixed(value: f64) -> i64 {
     let scaled = value * ONE;
     (scaled + 0.5_f64.copysign(scaled)) as i64

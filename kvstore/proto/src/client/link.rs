@@ -3,13 +3,16 @@
 //! Source: protocol.md §13 (B1, B6), T1, T7.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::id::{Lane, LinkId, SegmentId, ShardId};
+use crate::key::KeyRange;
 use crate::limits::Limits;
 use crate::time::Round;
 
-use super::{ClientCore, Output, PieceId, Retry};
+use super::{ClientCore, Output, PieceId, Retry, TaskId};
 
 /// What a shard has granted to one connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +44,7 @@ pub(super) struct ClientLink {
     state: State,
     was_up: bool,
     failures: u32,
-    /// Pushes are unacknowledged that an earlier connection carried.
+    /// An earlier connection carried pushes that are unacknowledged, or closes.
     owed: bool,
     room_max: u16,
     room: u16,
@@ -56,6 +59,8 @@ pub(super) struct ClientLink {
     /// Flows with something to send, oldest round first, then in turn.
     flows: BTreeMap<(Round, u64), (Lane, SegmentId)>,
     pub(super) pieces: VecDeque<PieceId>,
+    /// Pulls to be given back.
+    pub(super) cancels: VecDeque<(TaskId, SegmentId, KeyRange)>,
     pub(super) asks: BTreeSet<(Lane, SegmentId)>,
     pub(super) closes: BTreeMap<Lane, Close>,
     pub(super) rows_due: BTreeSet<SegmentId>,
@@ -81,6 +86,7 @@ impl ClientLink {
             listed: false,
             flows: BTreeMap::new(),
             pieces: VecDeque::new(),
+            cancels: VecDeque::new(),
             asks: BTreeSet::new(),
             closes: BTreeMap::new(),
             rows_due: BTreeSet::new(),
@@ -94,6 +100,21 @@ impl ClientLink {
             State::Up(link) => Some(link),
             _ => None,
         }
+    }
+
+    /// Its state in a line.
+    pub(super) fn describe(&self) -> String {
+        let held = self.push_bytes_sent - self.push_bytes_released;
+        format!(
+            "{:?}, room {}, {} flows, {} pieces, {held} of {} bytes, {} of {} pulls out",
+            self.state,
+            self.room,
+            self.flows.len(),
+            self.pieces.len(),
+            self.grant.push_bytes,
+            self.pulls_out,
+            self.grant.pulls
+        )
     }
 
     /// Whether anything waits for it.
@@ -253,6 +274,7 @@ impl<P: Clone> ClientCore<P> {
         link.state = State::Down;
         link.flows.clear();
         link.asks.clear();
+        link.cancels.clear();
         let queued = core::mem::take(&mut link.pieces);
         let flows: Vec<(Lane, SegmentId)> =
             self.flows.iter().filter(|(_, flow)| flow.shard == Some(shard)).map(|(&key, _)| key).collect();
@@ -260,6 +282,9 @@ impl<P: Clone> ClientCore<P> {
             let owed = self.disconnected(lane, segment);
             self.link_mut(shard).owed |= owed;
         }
+        // A close may have been lost with it, and others wait for what it said.
+        let closed = self.lanes.values().any(|state| state.round > 0);
+        self.link_mut(shard).owed |= closed && self.map.shards().contains(&shard);
         let sent: Vec<PieceId> =
             self.pieces.iter().filter(|(_, piece)| piece.sent_on == Some(id)).map(|(&id, _)| id).collect();
         for piece in sent.into_iter().chain(queued) {

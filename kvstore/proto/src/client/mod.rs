@@ -9,6 +9,8 @@ mod link;
 mod say;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::id::{JobId, Lane, LinkId, SegmentId, ShardId, TableId};
@@ -298,6 +300,8 @@ pub struct ClientCore<P> {
     lanes: BTreeMap<Lane, LaneState>,
     flows: BTreeMap<(Lane, SegmentId), Flow<P>>,
     pieces: BTreeMap<PieceId, Piece>,
+    /// Pieces that wait for one of this client's own lanes, by the rounds they need.
+    early: BTreeSet<(Round, PieceId)>,
     tasks: BTreeMap<TaskId, Task>,
     links: BTreeMap<ShardId, ClientLink>,
     shards: BTreeMap<LinkId, ShardId>,
@@ -331,6 +335,7 @@ impl<P: Clone> ClientCore<P> {
             lanes: BTreeMap::new(),
             flows: BTreeMap::new(),
             pieces: BTreeMap::new(),
+            early: BTreeSet::new(),
             tasks: BTreeMap::new(),
             links: BTreeMap::new(),
             shards: BTreeMap::new(),
@@ -401,6 +406,28 @@ impl<P: Clone> ClientCore<P> {
     /// Shards whose connection is not up although something waits for it, for messages to the operator.
     pub fn unreachable(&self) -> impl Iterator<Item = ShardId> + '_ {
         self.links.iter().filter(|(_, link)| link.id().is_none() && link.wanted()).map(|(&shard, _)| shard)
+    }
+
+    /// What every lane waits for, for a report of a stall.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = format!("view {}, {} tasks", self.view.number, self.tasks.len());
+        for (lane, state) in &self.lanes {
+            text += &format!("\n  {lane} round {} open {:?}", state.round, state.open);
+        }
+        for ((lane, segment), flow) in &self.flows {
+            if let Some(waits) = flow.describe() {
+                text += &format!("\n  push of {lane} to {segment:?}: {waits}");
+            }
+        }
+        for ((task, start), piece) in &self.pieces {
+            let (needed, sent) = (piece.rounds_needed, piece.sent_on);
+            text += &format!("\n  pull {task:?} of {:?} from {start}: needs {needed} rounds, sent on {sent:?}", piece.segment);
+        }
+        for (shard, link) in &self.links {
+            text += &format!("\n  {shard:?}: {}", link.describe());
+        }
+        text
     }
 
     fn spec(&self, table: TableId) -> Result<&TableSpec, IssueError> {
@@ -536,6 +563,7 @@ impl<P: Clone> ClientCore<P> {
             self.link_mut(shard).close_due(lane);
             self.enlist(shard);
         }
+        self.release_early();
         Ok(round)
     }
 
@@ -615,6 +643,7 @@ impl<P: Clone> ClientCore<P> {
         for row in rows {
             self.link_mut(row.owner).name_in_close(member.lane, row.segment);
         }
+        self.recall_early();
     }
 
     fn adopt_view(&mut self, view: View) {
@@ -661,6 +690,7 @@ impl<P: Clone> ClientCore<P> {
         for link in self.links.values_mut() {
             link.forget_lane(lane);
         }
+        self.release_early();
     }
 
     /// Ends a task.
@@ -748,7 +778,7 @@ impl<P: Clone> ClientCore<P> {
                     None => self.refuse_flow(header.lane, header.segment, refusal),
                 }
             }
-            Kind::Push | Kind::Pull | Kind::PullReply | Kind::Resume | Kind::Closed | Kind::ViewUpdate => {
+            Kind::Push | Kind::Pull | Kind::PullReply | Kind::Resume | Kind::Closed | Kind::Cancel | Kind::ViewUpdate => {
                 self.violation(link, "a frame that only workers send");
             }
         }
@@ -777,9 +807,11 @@ impl<P: Clone> ClientCore<P> {
         let Ok(rows) = wire::rows(body) else { return self.violation(link, "a malformed map row") };
         for (row, _) in rows {
             // Rows of tables that this client does not know are not its concern.
-            let known = self.map.rows.get(&row.segment);
-            if known.is_some_and(|held| held.assignment < row.assignment) {
-                self.adopt_row(row);
+            match self.map.rows.get(&row.segment) {
+                Some(held) if held.assignment < row.assignment => self.adopt_row(row),
+                // The owner says that it has begun: closes that named the segment before were heard by nobody.
+                Some(held) if *held == row => self.name_segment(row),
+                _ => {}
             }
         }
     }

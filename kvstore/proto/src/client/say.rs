@@ -14,13 +14,14 @@ use super::{ClientCore, Output, PieceId, SendBody};
 type Said<P> = (Header, Extension, SendBody<P>);
 
 impl<P: Clone> ClientCore<P> {
-    /// The next thing to do. `Timeout` when there is none.
-    pub fn poll_output(&mut self) -> Output<P> {
+    /// The next thing to do. `Timeout` when there is none. Without `may_send` (the shell has no memory for another
+    /// frame just now) effects only.
+    pub fn poll_output(&mut self, may_send: bool) -> Output<P> {
         loop {
             if let Some(effect) = self.effects.pop_front() {
                 return effect;
             }
-            let Some(shard) = self.speakers.pop_front() else {
+            let Some(shard) = may_send.then(|| self.speakers.pop_front()).flatten() else {
                 return Output::Timeout(self.retries.first().map(|&(at, _)| at));
             };
             let link = self.link_mut(shard);
@@ -47,6 +48,7 @@ impl<P: Clone> ClientCore<P> {
             .or_else(|| self.say_rows(shard))
             .or_else(|| self.say_resume(shard))
             .or_else(|| self.say_close(shard))
+            .or_else(|| self.say_cancel(shard))
         {
             return Some(said);
         }
@@ -116,14 +118,21 @@ impl<P: Clone> ClientCore<P> {
         self.control.clear();
         for segment in named {
             // A segment that went elsewhere is named to its new owner.
-            if self.map.owner(segment) == Some(shard) {
-                let last = self.flows.get(&(lane, segment)).map_or(floor, super::flow::Flow::closed);
-                wire::put_pair(&mut self.control, segment, last);
-            }
+            let Some(row) = self.map.rows.get(&segment).filter(|row| row.owner == shard) else { continue };
+            let last = self.flows.get(&(lane, segment)).map_or(floor, super::flow::Flow::closed);
+            wire::put_named(&mut self.control, (segment, row.assignment, last));
         }
         let header =
             Header { lane, round: state.round - 1, stamp: floor, previous: floor, ..Header::of(Kind::Closed, self.job) };
         Some(self.controlled(header))
+    }
+
+    //= protocol.md K5
+    fn say_cancel(&mut self, shard: ShardId) -> Option<Said<P>> {
+        let (task, segment, range) = self.link_mut(shard).cancels.pop_front()?;
+        let (lane, stamp) = (task.lane, task.stamp);
+        let header = Header { lane, segment, stamp, range, previous: stamp, ..Header::of(Kind::Cancel, self.job) };
+        Some((header, Extension::default(), SendBody::Empty))
     }
 
     fn say_push(&mut self, shard: ShardId) -> Option<Said<P>> {
@@ -146,11 +155,13 @@ impl<P: Clone> ClientCore<P> {
     }
 
     fn say_pull(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
+        let closed = self.lowest_round();
         while self.link_mut(shard).may_pull() {
             let piece_id: PieceId = self.link_mut(shard).pieces.pop_front()?;
             let Some(piece) = self.pieces.get_mut(&piece_id).filter(|piece| piece.sent_on.is_none()) else { continue };
             let Some(&row) = self.map.rows.get(&piece.segment) else { continue };
-            if row.owner != shard {
+            // Since it was queued, the segment may have moved, or a lane may have come that is behind.
+            if row.owner != shard || piece.rounds_needed > closed {
                 self.ready_piece(piece_id);
                 continue;
             }

@@ -45,7 +45,7 @@ pub(super) struct ServerLink {
     pub(super) answers: VecDeque<Answer>,
     pub(super) acks: Vec<(Lane, SegmentId)>,
     pub(super) resumes: VecDeque<(Lane, Vec<SegmentId>)>,
-    /// Segments whose row the peer should hear of, because they came here.
+    /// Segments whose row the peer should hear of, because they came or went.
     pub(super) rows: Vec<SegmentId>,
     /// Pulls that are admitted and wait for a free reply slice.
     pub(super) ready: VecDeque<ParkedPull>,
@@ -93,6 +93,13 @@ impl ServerLink {
             stamp: header.stamp,
             range: header.range,
         });
+    }
+
+    /// The peer is to hear of a segment's row, whatever it is by then.
+    pub(super) fn owe_row(&mut self, segment: SegmentId) {
+        if !self.rows.contains(&segment) {
+            self.rows.push(segment);
+        }
     }
 
     /// Push payload is let go: its credit goes back with the next frame.

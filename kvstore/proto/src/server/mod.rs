@@ -11,6 +11,8 @@ mod say;
 mod segment;
 
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::clock::Clock;
@@ -271,10 +273,27 @@ impl<P> ServerCore<P> {
         self.segments.get(&segment)?.lanes.get(&lane).map(|state| state.applied)
     }
 
+    /// What every segment waits for, a line each, for a report of a stall.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = format!("{:?}, view {}, {} links", self.me, self.view.number, self.links.len());
+        for segment in self.segments.values() {
+            text += &format!("\n  {:?} {:?} {:?}: ", segment.id, segment.assignment, segment.range);
+            text += &segment.describe(&self.view);
+        }
+        text
+    }
+
     /// Pulls parked now, over all segments.
     #[must_use]
     pub fn parked_count(&self) -> usize {
         self.segments.values().map(Segment::parked_count).sum()
+    }
+
+    /// A segment's row, as the map here has it.
+    #[must_use]
+    pub fn row(&self, segment: SegmentId) -> Option<Row> {
+        self.map.rows.get(&segment).copied()
     }
 
     /// A table's specification, as the map here has it.
@@ -302,9 +321,7 @@ impl<P> ServerCore<P> {
         //= protocol.md T1
         // What a shard knows of closes is soft: lanes that hear of the new owner close with every segment named.
         for (&id, link) in &mut self.links {
-            if !link.rows.contains(&row.segment) {
-                link.rows.push(row.segment);
-            }
+            link.owe_row(row.segment);
             enlist(&mut self.speakers, id, link);
         }
     }
@@ -330,6 +347,9 @@ impl<P> ServerCore<P> {
         let ids: Vec<LinkId> = self.links.keys().copied().collect();
         for id in ids {
             let Some(link) = self.links.get_mut(&id) else { continue };
+            // Everybody must close its rounds at the new owner, also who has nothing under way here.
+            link.owe_row(row.segment);
+            enlist(&mut self.speakers, id, link);
             let (gone, stay): (VecDeque<ParkedPull>, VecDeque<ParkedPull>) =
                 core::mem::take(&mut link.ready).into_iter().partition(|pull| pull.header.segment == row.segment);
             link.ready = stay;
@@ -378,6 +398,7 @@ impl<P> ServerCore<P> {
                 _ => self.violation(id, "a malformed view"),
             },
             Kind::Resume => self.resume(id, header, body),
+            Kind::Cancel => self.cancel(id, header),
             Kind::MapDelta => match crate::wire::rows(body) {
                 Ok(rows) => {
                     for (row, _) in rows {
@@ -469,6 +490,19 @@ impl<P> ServerCore<P> {
         }
     }
 
+    //= protocol.md K5
+    /// Gives a parked pull back to its sender. One that is admitted is answered anyway.
+    fn cancel(&mut self, id: LinkId, header: &Header) {
+        let Some(segment) = self.segments.get_mut(&header.segment) else { return };
+        let same = |pull: &ParkedPull| {
+            let (held, named) = (&pull.header, header);
+            pull.link == id && (held.lane, held.stamp, held.range) == (named.lane, named.stamp, named.range)
+        };
+        for pull in segment.unpark(same) {
+            self.refuse_pull(&pull, Kind::Busy, None);
+        }
+    }
+
     /// Tells a pull that its segment is elsewhere, or not here yet.
     fn turn_away(&mut self, pull: &ParkedPull) {
         let kind = self.whereabouts(pull.header.segment, pull.header.assignment);
@@ -499,13 +533,14 @@ impl<P> ServerCore<P> {
     }
 
     fn closed(&mut self, id: LinkId, header: &Header, body: &[u8]) {
-        let Ok(pairs) = crate::wire::pairs(body) else { return self.violation(id, "a malformed close") };
+        let Ok(named) = crate::wire::named(body) else { return self.violation(id, "a malformed close") };
         let incarnation = header.stamp.incarnation();
         if self.view.member(header.lane).is_none_or(|member| member.incarnation != incarnation) {
             // A fenced lane's closes count for nothing; a lane newer than the view shows the view first.
             return;
         }
-        let named: BTreeMap<SegmentId, Stamp> = pairs.collect();
+        let named: BTreeMap<SegmentId, (Assignment, Stamp)> =
+            named.map(|(segment, assignment, last)| (segment, (assignment, last))).collect();
         let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
         for segment_id in ids {
             self.adopt_lane(segment_id, header.lane, incarnation);
@@ -523,16 +558,23 @@ impl<P> ServerCore<P> {
         let asked: Vec<SegmentId> = body.chunks_exact(4).map(|chunk| SegmentId(word(chunk))).collect();
         let incarnation = header.stamp.incarnation();
         let current = self.view.member(header.lane).is_some_and(|member| member.incarnation == incarnation);
-        for &segment_id in &asked {
-            if current {
-                self.adopt_lane(segment_id, header.lane, incarnation);
-            }
-            if let Some(state) = self.segments.get_mut(&segment_id).and_then(|s| s.lanes.get_mut(&header.lane)) {
+        // A former holder of the lane is told nothing that it could take for an acknowledgement of its own.
+        for &segment_id in asked.iter().filter(|_| current) {
+            self.adopt_lane(segment_id, header.lane, incarnation);
+            let Some(segment) = self.segments.get_mut(&segment_id) else { continue };
+            if let Some(state) = segment.lanes.get_mut(&header.lane) {
                 state.heard_on(id);
                 state.gap_told = None;
             }
+            // What became stable while the lane had no connection was acknowledged to nobody.
+            owe_ack(segment, &mut self.links, &mut self.speakers, header.lane);
         }
         let Some(link) = self.links.get_mut(&id) else { return };
+        if !current && link.view_seen > 0 {
+            self.counters.fenced += 1;
+            link.answer_push(Kind::Fenced, None, header, header.stamp);
+            return enlist(&mut self.speakers, id, link);
+        }
         link.resumes.retain(|(lane, _)| *lane != header.lane || asked.is_empty());
         link.resumes.push_back((header.lane, asked));
         enlist(&mut self.speakers, id, link);

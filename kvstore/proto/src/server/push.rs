@@ -59,6 +59,7 @@ impl<P> ServerCore<P> {
         if let Some(state) = segment.lanes.get_mut(&header.lane) {
             state.heard_on(id);
         }
+        let closed_before = segment.member_rounds(&self.view, header.lane);
         let verdict = segment.judge(header, self.limits.rounds_open_max);
         if cfg!(planted = "acknowledged_before_applied") {
             self.acknowledge_unapplied(header);
@@ -108,7 +109,7 @@ impl<P> ServerCore<P> {
             }
         }
         if let Some(segment) = self.segments.get_mut(&header.segment) {
-            segment.settle(&self.view, header.lane);
+            segment.settle(&self.view, header.lane, closed_before);
         }
         self.advance(header.segment);
     }

@@ -11,10 +11,14 @@ use super::push::reuse;
 use super::{Output, SendBody, ServerCore, enlist};
 
 impl<P> ServerCore<P> {
-    /// The next thing to do. `Timeout` when there is none.
-    pub fn poll_output(&mut self) -> Output<P> {
+    /// The next thing to do. `Timeout` when there is none. Without `may_send` (the shell has no memory for another
+    /// frame just now) effects only: they free memory and need none.
+    pub fn poll_output(&mut self, may_send: bool) -> Output<P> {
         if let Some(effect) = self.effects.pop_front() {
             return effect;
+        }
+        if !may_send {
+            return Output::Timeout(self.expiry);
         }
         while let Some(id) = self.speakers.pop_front() {
             let Some(mut link) = self.links.remove(&id) else { continue };

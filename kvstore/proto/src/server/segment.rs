@@ -3,6 +3,8 @@
 //! Source: OSDI'14 §4.1, §3.5; protocol.md §2, T1 to T3, T6, T10, P10.
 
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::clock::{Admission, Clock};
@@ -31,6 +33,9 @@ struct Closed {
     newest: Option<(Round, Stamp)>,
     /// The last stamp that the lane said it pushed here.
     last: Stamp,
+    /// The lane has named this segment under its present assignment. Only then do closes that do not name it say
+    /// "nothing new here": before, they may come from a lane that takes the segment to be elsewhere.
+    known: bool,
 }
 
 impl Closed {
@@ -69,9 +74,11 @@ pub(super) struct LaneState {
     pub(super) applied: Clock,
     /// What has been admitted: ahead of `applied` only while a round is open (protocol.md T10, `received`).
     pub(super) received: Clock,
-    /// Soft: `None` until a close has named this segment. Closes that do not name it mean "nothing new here", which
-    /// only a lane that knows this owner can say.
-    closed: Option<Closed>,
+    closed: Closed,
+    /// Rounds that the lane's pushes show to be closed here: a push of round r names its predecessor, so once that is
+    /// admitted no push of a round below r is missing. A new owner may hear of nothing else: the newest close may
+    /// name a push that is too far ahead to be admitted before older rounds are applied.
+    implied: Round,
     /// Where the lane was last heard from: whom to answer.
     pub(super) link: Option<LinkId>,
     /// An acknowledgement is owed and queued.
@@ -168,7 +175,8 @@ impl<P> Segment<P> {
         let fresh = || LaneState {
             applied: Clock::at(floor),
             received: Clock::at(floor),
-            closed: None,
+            closed: Closed::default(),
+            implied: 0,
             link: None,
             ack_owed: false,
             gap_told: None,
@@ -195,7 +203,11 @@ impl<P> Segment<P> {
         let (range, next_round) = (self.range, self.next_round);
         let Some(state) = self.lanes.get_mut(&header.lane) else { return Verdict::Busy };
         let tile = header.tile(range);
-        let open = match state.received.judge(range, tile, header.stamp, header.previous) {
+        let admission = state.received.judge(range, tile, header.stamp, header.previous);
+        if admission != Admission::Gap {
+            state.implied = state.implied.max(header.round);
+        }
+        let open = match admission {
             Admission::Duplicate if cfg!(planted = "no_duplicate_check") => tile,
             Admission::Duplicate => return Verdict::Covered,
             Admission::Gap => return Verdict::Gap(state.received.lowest()),
@@ -236,30 +248,31 @@ impl<P> Segment<P> {
         self.open[at].push(contribution);
     }
 
-    /// A lane has closed `round`; `last` is its last push here, if the close names this segment (protocol.md T1).
-    /// The lane must be there (`adopt`).
-    pub(super) fn close(&mut self, view: &View, lane: Lane, round: Round, last: Option<Stamp>) {
+    //= protocol.md T1
+    /// A lane has closed `round`. `named` is the assignment under which it knows this segment and its last push here, if the
+    /// close names it. The lane must be there (`adopt`).
+    pub(super) fn close(&mut self, view: &View, lane: Lane, round: Round, named: Option<(Assignment, Stamp)>) {
         let before = self.member_rounds(view, lane);
         let Some(state) = self.lanes.get_mut(&lane) else { return };
-        if state.closed.is_none() && last.is_none() {
+        if named.is_none() && !state.closed.known {
             return;
         }
-        let clock = state.received.lowest();
-        let closed = state.closed.get_or_insert_default();
-        closed.last = closed.last.max(last.unwrap_or_default());
-        closed.hear(round, clock);
+        if let Some((assignment, last)) = named {
+            state.closed.last = state.closed.last.max(last);
+            // A name under an older assignment is a late word of an earlier stay here: true, and no more than that.
+            state.closed.known |= assignment == self.assignment;
+        }
+        state.closed.hear(round, state.received.lowest());
         self.count(view, lane, before);
     }
 
-    /// The lane's clock has moved: closes that waited for it may be reached.
-    pub(super) fn settle(&mut self, view: &View, lane: Lane) {
-        let before = self.member_rounds(view, lane);
-        if let Some(state) = self.lanes.get_mut(&lane)
-            && let Some(closed) = &mut state.closed
-        {
-            closed.reach(state.received.lowest());
-            self.count(view, lane, before);
+    /// A frame of the lane was judged: closes that waited for its clock may be reached. `before` is what `member_rounds`
+    /// said before it was.
+    pub(super) fn settle(&mut self, view: &View, lane: Lane, before: Option<Round>) {
+        if let Some(state) = self.lanes.get_mut(&lane) {
+            state.closed.reach(state.received.lowest());
         }
+        self.count(view, lane, before);
     }
 
     /// The view has changed: the lowest member is counted anew.
@@ -279,11 +292,12 @@ impl<P> Segment<P> {
     }
 
     /// Rounds that a member of the view has closed here, as far as they are admitted.
-    fn member_rounds(&self, view: &View, lane: Lane) -> Option<Round> {
+    pub(super) fn member_rounds(&self, view: &View, lane: Lane) -> Option<Round> {
         let member = view.member(lane)?;
         let state = self.lanes.get(&lane).filter(|state| state.received.lowest().incarnation() == member.incarnation);
-        let closed = state.and_then(|state| state.closed).unwrap_or_default();
-        Some(closed.rounds.max(member.first_round))
+        let heard = state.map_or(0, |state| state.closed.rounds);
+        let implied = state.map_or(0, |state| state.implied);
+        Some(heard.max(implied).max(member.first_round))
     }
 
     /// Rounds closed on this segment by the member that has closed the fewest; what is admitted counts.
@@ -381,6 +395,20 @@ impl<P> Segment<P> {
         self.parked.retain(|_, list| !list.is_empty());
         out.extend(self.parked_after.extract_if(.., |pull| gone(pull)));
         out
+    }
+
+    /// What the segment waits for, in a line.
+    pub(super) fn describe(&self, view: &View) -> String {
+        let mut text = format!("round {}, {} open, {} parked", self.next_round, self.open.len(), self.parked_count());
+        for member in &view.members {
+            let rounds = self.member_rounds(view, member.lane);
+            text += &format!("; {} from {} closed {rounds:?}", member.lane, member.first_round);
+            if let Some(state) = self.lanes.get(&member.lane) {
+                let (received, applied) = (state.received.lowest(), state.applied.lowest());
+                text += &format!(" received {received:?} applied {applied:?} waits {:?}", state.closed);
+            }
+        }
+        text
     }
 
     /// How many pulls are parked.

@@ -93,7 +93,7 @@ proptest! {
         depth in 1_usize..6,
         steps in prop::collection::vec(
             prop::sample::select(vec![Step::Push, Step::Push, Step::Publish, Step::Peek, Step::Pop, Step::Pop, Step::Release]),
-            1..300,
+            1..if cfg!(miri) { 40 } else { 300 },
         ),
     ) {
         let (mut producer, mut consumer) = ring(depth);

@@ -1,0 +1,300 @@
+//! A shard's shell: the one place where transport, server core and store shake hands.
+//! Knows frames and bytes; decides nothing. Turned by `shard.rs` on a thread, or by the simulator.
+//! Source: style of OSDI'14 §3 (server node); protocol.md §12 for heads.
+
+use std::collections::BTreeMap;
+
+use rangefold_proto::server::{Counters, Input, Output, SegmentImage, SendBody, ServerCore};
+use rangefold_proto::wire::{self, Extension, Header, Kind, WireError};
+use rangefold_proto::{Assignment, ClusterMap, JobId, KeyRange, Lane, Limits, LinkId, Nanos, Row, SegmentId, ShardId, Stamp, View};
+use rangefold_transport::{Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, Token, Turn};
+
+use crate::store::{Image, Store};
+
+/// Events of one turn, at most: what one turn can do is bounded, so that a flood cannot starve commands.
+const EVENTS_MAX: usize = 256;
+
+/// How a node is made.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeOptions {
+    /// Which shard it is.
+    pub shard: ShardId,
+    /// Whose frames it takes.
+    pub job: JobId,
+    /// Its capacities.
+    pub limits: Limits,
+    /// Bytes for replies and control frames under way.
+    pub send_bytes_max: usize,
+}
+
+/// What a node is told by its own process.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve this connection.
+    Adopt(Link),
+    /// The manager's map. Segments that it gives to this shard at the table's creation are made.
+    Map(ClusterMap),
+    /// The scheduler's view.
+    View(View),
+    /// Take over a segment with its values.
+    Accept {
+        /// The row that makes this shard its owner.
+        row: Row,
+        /// Its clocks.
+        image: SegmentImage,
+        /// Its values.
+        values: Image,
+    },
+}
+
+/// Watches what is applied, for tests and traces.
+pub trait Observe {
+    /// Keys of a segment were updated by a push.
+    fn applied(&mut self, _segment: SegmentId, _lane: Lane, _stamp: Stamp, _values: KeyRange) {}
+}
+
+impl Observe for () {}
+
+/// One shard.
+#[derive(Debug)]
+pub struct Node<E: Endpoint, O: Observe = ()> {
+    endpoint: E,
+    core: ServerCore<Body>,
+    store: Store,
+    arena: Arena,
+    batch: Batch,
+    events: Events,
+    links: BTreeMap<LinkId, (Peer, u64)>,
+    peers: BTreeMap<Peer, LinkId>,
+    next_link: u64,
+    frame_bytes_max: usize,
+    observer: O,
+}
+
+impl<E: Endpoint, O: Observe> Node<E, O> {
+    /// A node that owns nothing and serves nobody.
+    pub fn new(endpoint: E, options: NodeOptions, observer: O) -> Self {
+        Self {
+            endpoint,
+            core: ServerCore::new(options.shard, options.job, options.limits),
+            store: Store::new(),
+            arena: Arena::new(options.send_bytes_max),
+            batch: Batch::with_capacity(EVENTS_MAX),
+            events: Events::with_limit(EVENTS_MAX),
+            links: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            next_link: 0,
+            frame_bytes_max: options.limits.frame_bytes_max as usize,
+            observer,
+        }
+    }
+
+    /// What the core has counted.
+    pub fn counters(&self) -> Counters {
+        self.core.counters()
+    }
+
+    /// The core, to be looked at.
+    pub fn core(&self) -> &ServerCore<Body> {
+        &self.core
+    }
+
+    /// The values, to be looked at.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The observer.
+    pub fn observer(&self) -> &O {
+        &self.observer
+    }
+
+    /// Carries out a command of this process.
+    pub fn command(&mut self, now_ns: u64, command: Command) {
+        match command {
+            Command::Adopt(link) => {
+                let number = link.number();
+                // A link that cannot be adopted is closed by that, and its other side hears of it.
+                if let Ok(peer) = self.endpoint.adopt(link) {
+                    let link = LinkId(self.next_link);
+                    self.next_link += 1;
+                    self.links.insert(link, (peer, number));
+                    self.peers.insert(peer, link);
+                    self.feed(now_ns, Input::Linked { link });
+                }
+            }
+            Command::Map(map) => {
+                let mine: Vec<Row> = map.rows.values().filter(|row| row.owner == self.core.me()).copied().collect();
+                self.feed(now_ns, Input::Map(map));
+                let owned: Vec<SegmentId> = self.core.owned().collect();
+                for row in mine {
+                    // Only at its creation is a segment made of nothing; later it comes with its values. A map that is
+                    // older than what is known here makes nothing.
+                    let current = self.core.row(row.segment) == Some(row);
+                    if current && row.assignment == Assignment(1) && owned.binary_search(&row.segment).is_err() {
+                        self.create(row);
+                    }
+                }
+                self.drain();
+            }
+            Command::View(view) => self.feed(now_ns, Input::View(view)),
+            Command::Accept { row, image, values } => {
+                let spec = self.core.table(row.segment.table()).cloned();
+                let placed = spec.is_some_and(|spec| self.store.insert(row.segment, &spec, &values).is_ok());
+                if placed {
+                    self.core.accept(row, Some(&image));
+                    self.drain();
+                }
+            }
+        }
+    }
+
+    fn create(&mut self, row: Row) {
+        let spec = self.core.table(row.segment.table()).cloned();
+        if spec.is_some_and(|spec| self.store.create(row.segment, &spec).is_ok()) {
+            self.core.accept(row, None);
+        }
+    }
+
+    /// Gives a segment up, with its clocks and values in one cut: between two entries of its log.
+    pub fn release(&mut self, row: Row) -> Option<(SegmentImage, Image)> {
+        let image = self.core.release(row)?;
+        self.drain();
+        let values = self.store.remove(row.segment)?;
+        Some((image, values))
+    }
+
+    fn feed(&mut self, now_ns: u64, input: Input<'_, Body>) {
+        self.core.handle_input(Nanos(now_ns), input);
+        self.drain();
+    }
+
+    /// Carries out what the core has to do, in order. Frames join the batch of the turn.
+    fn drain(&mut self) -> Option<Nanos> {
+        loop {
+            // A frame needs memory of at most its own size; without it only effects, which need none.
+            let may_send = self.arena.used_bytes() + 2 * self.frame_bytes_max <= self.arena.budget_bytes();
+            match self.core.poll_output(may_send) {
+                Output::Apply { segment, lane, stamp, values, bytes, payload, arguments } => {
+                    self.store.apply(segment, values, &payload, bytes, arguments.as_slice());
+                    self.observer.applied(segment, lane, stamp, values);
+                }
+                Output::Contribute { segment, lane, stamp, values, bytes, payload } => {
+                    self.store.contribute(segment, values, &payload, bytes);
+                    self.observer.applied(segment, lane, stamp, values);
+                }
+                Output::Finish { segment, arguments, .. } => self.store.finish(segment, arguments.as_slice()),
+                Output::Send { link, header, extension, body } => self.send(link, &header, &extension, body),
+                Output::Disconnect { link, .. } => {
+                    if let Some(&(peer, _)) = self.links.get(&link) {
+                        self.endpoint.close(peer);
+                    }
+                }
+                Output::Timeout(at) => return at,
+            }
+        }
+    }
+
+    fn send(&mut self, link: LinkId, header: &Header, extension: &Extension, body: SendBody) {
+        let Some(&(peer, number)) = self.links.get(&link) else { return };
+        let length = match body {
+            SendBody::Empty => 0,
+            SendBody::Control => self.core.control().len(),
+            SendBody::Gather { .. } => header.value_bytes as usize,
+        };
+        let Some(mut slice) = self.arena.take(length) else {
+            // `drain` has seen that there is room, so the system refused to map it: give the connection up.
+            return self.endpoint.close(peer);
+        };
+        match body {
+            SendBody::Empty => {}
+            SendBody::Control => slice.as_mut_bytes().copy_from_slice(self.core.control()),
+            SendBody::Gather { segment, range } => {
+                if !self.store.copy_out(segment, range, slice.as_mut_bytes()) {
+                    return self.endpoint.close(peer);
+                }
+            }
+        }
+        let mut bytes = [0; wire::HEAD_BYTES_MAX];
+        let head_len = wire::encode(header, extension, number, &mut bytes);
+        if let Some(head) = Head::new(&bytes[..head_len]) {
+            let reply = matches!(body, SendBody::Gather { .. });
+            self.batch.send(peer, Token(link.0 << 1 | u64::from(reply)), &head, Body::from(slice.freeze()));
+        }
+    }
+
+    fn event(&mut self, now_ns: u64, event: Event) {
+        match event {
+            Event::Arrived { peer, head, body } => {
+                let Some(&link) = self.peers.get(&peer) else { return };
+                if self.arrived(now_ns, link, &head, body).is_err() {
+                    self.endpoint.close(peer);
+                }
+            }
+            Event::Sent { token, .. } => {
+                self.feed(now_ns, Input::Sent { link: LinkId(token.0 >> 1), reply: token.0 & 1 == 1 });
+            }
+            Event::Lost { peer, .. } => {
+                if let Some(link) = self.peers.remove(&peer) {
+                    self.links.remove(&link);
+                    self.feed(now_ns, Input::Lost { link });
+                }
+            }
+            // Only clients choose where a body lands; a server takes it where it lies.
+            Event::Announced { arrival, .. } => self.endpoint.place(arrival, None),
+            Event::Placed { .. } => {}
+        }
+    }
+
+    fn arrived(&mut self, now_ns: u64, link: LinkId, head: &Head, body: Body) -> Result<(), WireError> {
+        let number = self.links.get(&link).map_or(0, |&(_, number)| number);
+        let (header, extension) = wire::decode(head.as_bytes(), number)?;
+        let expected = header.key_bytes as usize + header.value_bytes as usize;
+        if body.len() != expected || expected > self.frame_bytes_max.max(wire::CONTROL_BYTES_MAX) {
+            return Err(WireError::Length { found: body.len(), expected });
+        }
+        if header.kind == Kind::Push {
+            self.feed(now_ns, Input::Push { link, header, extension, payload: body });
+        } else {
+            let contiguous = contiguous(&body);
+            self.feed(now_ns, Input::Control { link, header, extension, body: &contiguous });
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of a control frame's body in one piece; copied only when it came in several.
+fn contiguous(body: &Body) -> std::borrow::Cow<'_, [u8]> {
+    match body.slices() {
+        [] => (&[]).into(),
+        [slice] => slice.as_bytes().into(),
+        slices => slices.iter().flat_map(|slice| slice.as_bytes().iter().copied()).collect::<Vec<u8>>().into(),
+    }
+}
+
+impl<E: Endpoint, O: Observe> Shell for Node<E, O> {
+    type Endpoint = E;
+
+    fn turn(&mut self, now_ns: u64) -> Turn {
+        let mut events = std::mem::replace(&mut self.events, Events::with_limit(1));
+        self.endpoint.poll(&mut events);
+        let mut progressed = !events.is_empty();
+        for event in events.drain() {
+            self.event(now_ns, event);
+        }
+        self.events = events;
+        self.core.handle_input(Nanos(now_ns), Input::Tick);
+        let deadline = self.drain();
+        if !self.batch.is_empty() {
+            let waiting = self.batch.len();
+            // What did not fit stays in the batch and goes after the completion that makes room.
+            let _ = self.endpoint.post(&mut self.batch);
+            progressed |= self.batch.len() < waiting;
+        }
+        Turn { progressed, deadline: deadline.map(|at| at.0) }
+    }
+
+    fn endpoint(&mut self) -> &mut E {
+        &mut self.endpoint
+    }
+}

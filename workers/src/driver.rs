@@ -1,0 +1,367 @@
+//! A worker's shell: the one place where transport and client core shake hands.
+//! Knows frames, destinations of pulls and tickets; decides nothing. Turned by whoever holds the baton (`handle.rs`), or by
+//! the simulator. Source: protocol.md §12 for heads; design.md §2 (anatomy of a process).
+
+use std::collections::BTreeMap;
+
+use rangefold_proto::client::{ClientCore, Counters, Grant, Input, IssueError, Output, Pull, Push, SendBody, TaskError, TaskId};
+use rangefold_proto::wire::{self, Arguments, Extension, Header, Kind, WireError};
+use rangefold_proto::{ClusterMap, JobId, KeyRange, Lane, Limits, LinkId, Member, Nanos, Round, ShardId, TableId, View};
+use rangefold_transport::{Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, SliceMut, Token, Turn};
+
+/// Events of one turn, at most.
+const EVENTS_MAX: usize = 256;
+
+/// Bytes for bodies of control frames under way: a handful of the largest.
+const CONTROL_MEMORY_BYTES: usize = 8 * wire::CONTROL_BYTES_MAX;
+
+/// A connection to a shard, made by a [`Dialer`].
+#[derive(Debug)]
+pub struct Dialed {
+    /// This side of it.
+    pub link: Link,
+    /// What the shard has granted.
+    pub grant: Grant,
+}
+
+/// Makes connections to shards; never blocks.
+pub trait Dialer {
+    /// Begins to connect. The outcome comes from `poll`.
+    fn dial(&mut self, map: &ClusterMap, shard: ShardId);
+
+    /// The next outcome: a connection, or `None` for a dial that failed.
+    fn poll(&mut self) -> Option<(ShardId, Option<Dialed>)>;
+}
+
+/// What a worker is told by its own process: news of the control plane.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// The manager's map.
+    Map(ClusterMap),
+    /// The scheduler's view.
+    View(View),
+    /// The scheduler hands lanes to this worker.
+    Run(Vec<Member>),
+}
+
+/// What happened that the program should know of, besides the ends of its tasks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// A lane was given to another worker; its tasks have ended with that error.
+    Fenced(Lane),
+}
+
+/// Where a pull's values go, until it ends.
+#[derive(Debug)]
+struct Destination {
+    memory: SliceMut,
+    range: KeyRange,
+}
+
+/// A task that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub outcome: Result<(), TaskError>,
+    /// A pull's values, in key order.
+    pub values: Option<SliceMut>,
+}
+
+/// A worker's shell.
+#[derive(Debug)]
+pub struct Driver<E: Endpoint, D: Dialer> {
+    endpoint: E,
+    dialer: D,
+    core: ClientCore<Body>,
+    /// Values of pushes kept and pulls under way.
+    arena: Arena,
+    /// Bodies of control frames; apart, so that pushes that wait for an answer never keep a frame from being sent.
+    control: Arena,
+    batch: Batch,
+    events: Events,
+    links: BTreeMap<LinkId, (Peer, u64)>,
+    peers: BTreeMap<Peer, LinkId>,
+    next_link: u64,
+    destinations: BTreeMap<TaskId, Destination>,
+    ended: BTreeMap<TaskId, Ended>,
+    /// Ended tasks whose outcome nobody wants.
+    ignored: std::collections::BTreeSet<TaskId>,
+    notices: Vec<Notice>,
+    frame_bytes_max: usize,
+    now_ns: u64,
+}
+
+impl<E: Endpoint, D: Dialer> Driver<E, D> {
+    /// A driver without lanes, map and connections. `memory_bytes_max` bounds pushes kept and pulls under way.
+    pub fn new(endpoint: E, dialer: D, job: JobId, limits: Limits, memory_bytes_max: usize) -> Self {
+        Self {
+            endpoint,
+            dialer,
+            core: ClientCore::new(job, limits),
+            arena: Arena::new(memory_bytes_max),
+            control: Arena::new(CONTROL_MEMORY_BYTES),
+            batch: Batch::with_capacity(EVENTS_MAX),
+            events: Events::with_limit(EVENTS_MAX),
+            links: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            next_link: 0,
+            destinations: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            ignored: std::collections::BTreeSet::new(),
+            notices: Vec::new(),
+            frame_bytes_max: limits.frame_bytes_max as usize,
+            now_ns: 0,
+        }
+    }
+
+    /// The core, to be looked at.
+    pub fn core(&self) -> &ClientCore<Body> {
+        &self.core
+    }
+
+    /// What the core has counted.
+    pub fn counters(&self) -> Counters {
+        self.core.counters()
+    }
+
+    /// News of the control plane.
+    pub fn command(&mut self, now_ns: u64, command: Command) {
+        self.now_ns = now_ns;
+        let input = match command {
+            Command::Map(map) => Input::Map(map),
+            Command::View(view) => Input::View(view),
+            Command::Run(members) => Input::Run(members),
+        };
+        self.feed(input);
+    }
+
+    /// Memory of `bytes` for a push's values, written by the caller and then pushed without a copy. `None` when as much as
+    /// allowed is under way: wait for a task to end.
+    pub fn buffer(&mut self, bytes: usize) -> Option<SliceMut> {
+        self.arena.take(bytes)
+    }
+
+    /// Issues a push of `values`, which must be as long as the range says.
+    ///
+    /// # Errors
+    /// [`IssueError`]; nothing was issued then, and the values are gone.
+    pub fn push(
+        &mut self,
+        lane: Lane,
+        table: TableId,
+        range: KeyRange,
+        values: SliceMut,
+        arguments: Arguments,
+    ) -> Result<TaskId, IssueError> {
+        let payload = Body::from(values.freeze());
+        let task = self.core.push(Push { lane, table, range, payload, arguments })?;
+        self.drain();
+        Ok(task)
+    }
+
+    /// Issues a pull.
+    ///
+    /// # Errors
+    /// [`IssueError`]; [`IssueError::Full`] also when there is no memory for its values just now.
+    pub fn pull(&mut self, pull: Pull) -> Result<TaskId, IssueError> {
+        let key_bytes = self.core.map().tables.get(&pull.table).map_or(0, rangefold_proto::TableSpec::value_bytes);
+        let bytes = usize::try_from(pull.range.len()).unwrap_or(usize::MAX).saturating_mul(key_bytes as usize);
+        let max = self.arena.budget_bytes();
+        if bytes > max && pull.range.end <= self.core.map().tables.get(&pull.table).map_or(0, |spec| spec.len) {
+            return Err(IssueError::TooLarge { bytes: bytes as u64, max: max as u64 });
+        }
+        let memory = self.arena.take(if bytes > max { 0 } else { bytes }).ok_or(IssueError::Full)?;
+        let task = self.core.pull(pull)?;
+        self.destinations.insert(task, Destination { memory, range: pull.range });
+        self.drain();
+        Ok(task)
+    }
+
+    /// Ends a lane's round and returns the new one.
+    ///
+    /// # Errors
+    /// [`IssueError::NoLane`].
+    pub fn advance(&mut self, lane: Lane) -> Result<Round, IssueError> {
+        let round = self.core.advance(lane)?;
+        self.drain();
+        Ok(round)
+    }
+
+    /// Gives up a pull.
+    pub fn cancel(&mut self, task: TaskId) {
+        self.core.cancel(task);
+        self.drain();
+        self.forget(task);
+    }
+
+    /// The outcome of this task is not wanted.
+    pub fn forget(&mut self, task: TaskId) {
+        if self.ended.remove(&task).is_none() && self.core.is_open(task) {
+            self.ignored.insert(task);
+        }
+    }
+
+    /// Takes the outcome of a task that has ended; once.
+    pub fn take_ended(&mut self, task: TaskId) -> Option<Ended> {
+        self.ended.remove(&task)
+    }
+
+    /// Whether a task has ended and its outcome waits to be taken.
+    pub fn has_ended(&self, task: TaskId) -> bool {
+        self.ended.contains_key(&task)
+    }
+
+    /// Takes what happened besides.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    fn feed(&mut self, input: Input<'_, Body>) {
+        self.core.handle_input(Nanos(self.now_ns), input);
+        self.drain();
+    }
+
+    /// Carries out what the core has to do, in order. Frames join the batch of the turn.
+    fn drain(&mut self) -> Option<Nanos> {
+        loop {
+            let may_send = self.control.used_bytes() + wire::CONTROL_BYTES_MAX <= self.control.budget_bytes();
+            match self.core.poll_output(may_send) {
+                Output::Dial { shard } => self.dialer.dial(self.core.map(), shard),
+                Output::Send { link, header, extension, body } => self.send(link, &header, &extension, body),
+                Output::Deliver { task, range, payload } => self.deliver(task, range, &payload),
+                Output::Complete { task, outcome } => {
+                    let values = self.destinations.remove(&task).map(|destination| destination.memory);
+                    if !self.ignored.remove(&task) {
+                        self.ended.insert(task, Ended { outcome, values });
+                    }
+                }
+                Output::Fenced { lane } => self.notices.push(Notice::Fenced(lane)),
+                Output::Disconnect { link, .. } => {
+                    if let Some(&(peer, _)) = self.links.get(&link) {
+                        self.endpoint.close(peer);
+                    }
+                }
+                Output::Timeout(at) => return at,
+            }
+        }
+    }
+
+    fn deliver(&mut self, task: TaskId, range: KeyRange, payload: &Body) {
+        let Some(destination) = self.destinations.get_mut(&task) else { return };
+        let keys = usize::try_from(destination.range.len()).unwrap_or(usize::MAX);
+        let key_bytes = destination.memory.len() / keys.max(1);
+        let mut at = usize::try_from(range.start - destination.range.start).unwrap_or(usize::MAX) * key_bytes;
+        for slice in payload.slices() {
+            destination.memory.as_mut_bytes()[at..at + slice.len()].copy_from_slice(slice.as_bytes());
+            at += slice.len();
+        }
+    }
+
+    fn send(&mut self, link: LinkId, header: &Header, extension: &Extension, body: SendBody<Body>) {
+        let Some(&(peer, number)) = self.links.get(&link) else { return };
+        let body = match body {
+            SendBody::Empty => Body::empty(),
+            SendBody::Values { payload, bytes } => payload.cut(bytes),
+            SendBody::Control => {
+                let control = self.core.control();
+                let Some(mut slice) = self.control.take(control.len()) else {
+                    // `drain` has seen that there is room, so the system refused to map it: give the connection up.
+                    return self.endpoint.close(peer);
+                };
+                slice.as_mut_bytes().copy_from_slice(control);
+                Body::from(slice.freeze())
+            }
+        };
+        let mut bytes = [0; wire::HEAD_BYTES_MAX];
+        let head_len = wire::encode(header, extension, number, &mut bytes);
+        if let Some(head) = Head::new(&bytes[..head_len]) {
+            self.batch.send(peer, Token(link.0), &head, body);
+        }
+    }
+
+    fn dialed(&mut self, shard: ShardId, dialed: Option<Dialed>) {
+        let number = dialed.as_ref().map_or(0, |dialed| dialed.link.number());
+        let adopted = dialed.and_then(|dialed| Some((self.endpoint.adopt(dialed.link).ok()?, dialed.grant)));
+        let Some((peer, grant)) = adopted else { return self.feed(Input::DialFailed { shard }) };
+        let link = LinkId(self.next_link);
+        self.next_link += 1;
+        self.links.insert(link, (peer, number));
+        self.peers.insert(peer, link);
+        self.feed(Input::Linked { shard, link, grant });
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Arrived { peer, head, body } => {
+                let Some(&link) = self.peers.get(&peer) else { return };
+                if self.arrived(link, &head, body).is_err() {
+                    self.endpoint.close(peer);
+                }
+            }
+            Event::Sent { token, .. } => self.feed(Input::Sent { link: LinkId(token.0) }),
+            Event::Lost { peer, .. } => {
+                if let Some(link) = self.peers.remove(&peer) {
+                    self.links.remove(&link);
+                    self.feed(Input::Lost { link });
+                }
+            }
+            // No link of ours asks for announcements yet.
+            Event::Announced { arrival, .. } => self.endpoint.place(arrival, None),
+            Event::Placed { .. } => {}
+        }
+    }
+
+    fn arrived(&mut self, link: LinkId, head: &Head, body: Body) -> Result<(), WireError> {
+        let number = self.links.get(&link).map_or(0, |&(_, number)| number);
+        let (header, extension) = wire::decode(head.as_bytes(), number)?;
+        let expected = header.key_bytes as usize + header.value_bytes as usize;
+        if body.len() != expected || expected > self.frame_bytes_max.max(wire::CONTROL_BYTES_MAX) {
+            return Err(WireError::Length { found: body.len(), expected });
+        }
+        if header.kind == Kind::PullReply {
+            let value_bytes =
+                self.core.map().tables.get(&header.segment.table()).map_or(0, rangefold_proto::TableSpec::value_bytes);
+            if header.range.len().saturating_mul(u64::from(value_bytes)) != u64::from(header.value_bytes) {
+                return Err(WireError::Length { found: body.len(), expected: 0 });
+            }
+            self.feed(Input::Reply { link, header, extension, payload: body });
+        } else {
+            let bytes: Vec<u8> = body.slices().iter().flat_map(|slice| slice.as_bytes().iter().copied()).collect();
+            self.feed(Input::Control { link, header, extension, body: &bytes });
+        }
+        Ok(())
+    }
+}
+
+impl<E: Endpoint, D: Dialer> Shell for Driver<E, D> {
+    type Endpoint = E;
+
+    fn turn(&mut self, now_ns: u64) -> Turn {
+        self.now_ns = now_ns;
+        let mut progressed = false;
+        while let Some((shard, dialed)) = self.dialer.poll() {
+            self.dialed(shard, dialed);
+            progressed = true;
+        }
+        let mut events = std::mem::replace(&mut self.events, Events::with_limit(1));
+        self.endpoint.poll(&mut events);
+        progressed |= !events.is_empty();
+        for event in events.drain() {
+            self.event(event);
+        }
+        self.events = events;
+        self.core.handle_input(Nanos(now_ns), Input::Tick);
+        let deadline = self.drain();
+        if !self.batch.is_empty() {
+            let waiting = self.batch.len();
+            // What did not fit stays in the batch and goes after the completion that makes room.
+            let _ = self.endpoint.post(&mut self.batch);
+            progressed |= self.batch.len() < waiting;
+        }
+        Turn { progressed, deadline: deadline.map(|at| at.0) }
+    }
+
+    fn endpoint(&mut self) -> &mut E {
+        &mut self.endpoint
+    }
+}
