@@ -9,6 +9,6 @@ pub mod node;
 pub mod shard;
 pub mod store;
 
-pub use node::{Command, Node, NodeOptions, Observe};
-pub use shard::{ShardHandle, spawn};
+pub use node::{Command, Node, NodeOptions, Observe, Report};
+pub use shard::{ShardHandle, Unresponsive, spawn};
 pub use store::Store;

@@ -4,10 +4,16 @@
 
 use std::collections::BTreeMap;
 
+use crossbeam_channel::Sender;
 use rangefold_proto::server::{Counters, Input, Output, SegmentImage, SendBody, ServerCore};
 use rangefold_proto::wire::{self, Extension, Header, Kind, WireError};
-use rangefold_proto::{Assignment, ClusterMap, JobId, KeyRange, Lane, Limits, LinkId, Nanos, Row, SegmentId, ShardId, Stamp, View};
-use rangefold_transport::{Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, Token, Turn};
+use rangefold_proto::{
+    Assignment, ClusterMap, JobId, KeyRange, Lane, Limits, LinkId, Nanos, Row, SegmentId, ShardId, Stamp,
+    View,
+};
+use rangefold_transport::{
+    Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, Token, Turn,
+};
 
 use crate::store::{Image, Store};
 
@@ -36,6 +42,8 @@ pub enum Command {
     Map(ClusterMap),
     /// The scheduler's view.
     View(View),
+    /// Say what was done so far. Nobody need be listening any more.
+    Report(Sender<Report>),
     /// Take over a segment with its values.
     Accept {
         /// The row that makes this shard its owner.
@@ -45,6 +53,19 @@ pub enum Command {
         /// Its values.
         values: Image,
     },
+}
+
+/// What a shard has done since its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// Which shard.
+    pub shard: ShardId,
+    /// What its core has counted.
+    pub counters: Counters,
+    /// Updates by whole rounds: for logistic regression, its proximal steps.
+    pub steps: u64,
+    /// Bytes of values held.
+    pub bytes: u64,
 }
 
 /// Watches what is applied, for tests and traces.
@@ -67,6 +88,7 @@ pub struct Node<E: Endpoint, O: Observe = ()> {
     links: BTreeMap<LinkId, (Peer, u64)>,
     peers: BTreeMap<Peer, LinkId>,
     next_link: u64,
+    steps: u64,
     frame_bytes_max: usize,
     observer: O,
 }
@@ -84,6 +106,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             links: BTreeMap::new(),
             peers: BTreeMap::new(),
             next_link: 0,
+            steps: 0,
             frame_bytes_max: options.limits.frame_bytes_max as usize,
             observer,
         }
@@ -124,20 +147,30 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
                 }
             }
             Command::Map(map) => {
-                let mine: Vec<Row> = map.rows.values().filter(|row| row.owner == self.core.me()).copied().collect();
+                let mine: Vec<Row> =
+                    map.rows.values().filter(|row| row.owner == self.core.me()).copied().collect();
                 self.feed(now_ns, Input::Map(map));
                 let owned: Vec<SegmentId> = self.core.owned().collect();
                 for row in mine {
                     // Only at its creation is a segment made of nothing; later it comes with its values. A map that is
                     // older than what is known here makes nothing.
                     let current = self.core.row(row.segment) == Some(row);
-                    if current && row.assignment == Assignment(1) && owned.binary_search(&row.segment).is_err() {
+                    if current
+                        && row.assignment == Assignment(1)
+                        && owned.binary_search(&row.segment).is_err()
+                    {
                         self.create(row);
                     }
                 }
                 self.drain();
             }
             Command::View(view) => self.feed(now_ns, Input::View(view)),
+            Command::Report(to) => {
+                let (shard, counters) = (self.core.me(), self.core.counters());
+                let report = Report { shard, counters, steps: self.steps, bytes: self.store.bytes() as u64 };
+                // Whoever asked may have given up.
+                let _ = to.try_send(report);
+            }
             Command::Accept { row, image, values } => {
                 let spec = self.core.table(row.segment.table()).cloned();
                 let placed = spec.is_some_and(|spec| self.store.insert(row.segment, &spec, &values).is_ok());
@@ -183,7 +216,10 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
                     self.store.contribute(segment, values, &payload, bytes);
                     self.observer.applied(segment, lane, stamp, values);
                 }
-                Output::Finish { segment, arguments, .. } => self.store.finish(segment, arguments.as_slice()),
+                Output::Finish { segment, arguments, .. } => {
+                    self.steps += 1;
+                    self.store.finish(segment, arguments.as_slice());
+                }
                 Output::Send { link, header, extension, body } => self.send(link, &header, &extension, body),
                 Output::Disconnect { link, .. } => {
                     if let Some(&(peer, _)) = self.links.get(&link) {
@@ -268,7 +304,9 @@ fn contiguous(body: &Body) -> std::borrow::Cow<'_, [u8]> {
     match body.slices() {
         [] => (&[]).into(),
         [slice] => slice.as_bytes().into(),
-        slices => slices.iter().flat_map(|slice| slice.as_bytes().iter().copied()).collect::<Vec<u8>>().into(),
+        slices => {
+            slices.iter().flat_map(|slice| slice.as_bytes().iter().copied()).collect::<Vec<u8>>().into()
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Seeded schedules of a whole cluster. `RANGEFOLD_SEEDS=10000` runs more, `RANGEFOLD_SEED=17` replays one.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rangefold_tests::simulation::{Coverage, run};
 
@@ -9,7 +9,9 @@ use rangefold_tests::simulation::{Coverage, run};
 const SEEDS: u64 = 1000;
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not `{text}`")))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not `{text}`")))
 }
 
 //= protocol.md §14

@@ -19,7 +19,7 @@
 //! lock-free: a push repeats only when another push or a drain got in between.
 //!
 //! **Reclamation.** Headers and mappings live as long as the arena or any slice. A dropped arena closes the stack
-//! (swaps in [`CLOSED`]), leaves its *estate* there and adds the number of chunks still taken to `orphans`; a return
+//! (swaps in `CLOSED`), leaves its *estate* there and adds the number of chunks still taken to `orphans`; a return
 //! that finds the stack closed subtracts one. Sums can pass below 0 in between, and reach 0 exactly once: whoever gets
 //! there frees the estate.
 //!
@@ -107,7 +107,10 @@ impl Returns {
     /// Nobody else uses `returns`, any header, or any slice of them.
     unsafe fn bury(returns: NonNull<Self>) {
         // SAFETY: `Arena::new` leaked this box, and it is used no more.
-        drop(unsafe { Box::from_raw(returns.as_ptr()) });
+        let returns = unsafe { Box::from_raw(returns.as_ptr()) };
+        // Through the cell, so that the models see that the estate was left before.
+        // SAFETY: the caller's promise: nobody else looks at it.
+        drop(returns.estate.with_mut(|estate| unsafe { (*estate).take() }));
     }
 }
 

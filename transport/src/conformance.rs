@@ -12,7 +12,7 @@ use crate::endpoint::{
 };
 use crate::error::{Full, LostReason, Violation};
 use crate::link::Link;
-use crate::region::SliceMut;
+use crate::region::{Slice, SliceMut};
 use crate::wait::{Clock, Ended, Loop, Shell, Turn};
 
 /// How a backend makes endpoints and links for these tests. One fixture serves one promise.
@@ -242,7 +242,7 @@ fn body(arena: &mut Arena, bytes: &[u8]) -> Body {
 }
 
 fn bytes_of(body: &Body) -> Vec<u8> {
-    body.slices().iter().flat_map(|slice| slice.as_bytes()).copied().collect()
+    body.slices().iter().flat_map(Slice::as_bytes).copied().collect()
 }
 
 /// Bytes that differ from their neighbours.

@@ -113,3 +113,15 @@ fn all_runs_every_promise() {
 fn memory_with_threads() {
     conformance::all_with_threads(memory);
 }
+
+/// Endpoints and links may be made on one thread and used on another.
+#[test]
+fn endpoints_and_links_change_threads() {
+    fn assert_send<T: Send>() {}
+    assert_send::<Link>();
+    assert_send::<memory::Endpoint>();
+    assert_send::<sim::Endpoint>();
+    assert_send::<rangefold_transport::Arena>();
+    assert_send::<rangefold_transport::SliceMut>();
+    assert_send::<rangefold_transport::Event>();
+}

@@ -4,10 +4,17 @@
 
 use std::collections::BTreeMap;
 
-use rangefold_proto::client::{ClientCore, Counters, Grant, Input, IssueError, Output, Pull, Push, SendBody, TaskError, TaskId};
+use rangefold_proto::client::{
+    ClientCore, Counters, Grant, Input, IssueError, Output, Pull, Push, SendBody, TaskError, TaskId,
+};
 use rangefold_proto::wire::{self, Arguments, Extension, Header, Kind, WireError};
-use rangefold_proto::{ClusterMap, JobId, KeyRange, Lane, Limits, LinkId, Member, Nanos, Round, ShardId, TableId, View};
-use rangefold_transport::{Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, SliceMut, Token, Turn};
+use rangefold_proto::{
+    ClusterMap, Incarnation, JobId, KeyRange, Lane, Limits, LinkId, Member, Nanos, Round, ShardId, TableId,
+    View,
+};
+use rangefold_transport::{
+    Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, SliceMut, Token, Turn,
+};
 
 /// Events of one turn, at most.
 const EVENTS_MAX: usize = 256;
@@ -47,8 +54,9 @@ pub enum Command {
 /// What happened that the program should know of, besides the ends of its tasks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
-    /// A lane was given to another worker; its tasks have ended with that error.
-    Fenced(Lane),
+    /// A lane was given to another worker; its tasks have ended with that error. The same lane may have come back since, as
+    /// a higher incarnation.
+    Fenced(Lane, Incarnation),
 }
 
 /// Where a pull's values go, until it ends.
@@ -164,10 +172,13 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     /// # Errors
     /// [`IssueError`]; [`IssueError::Full`] also when there is no memory for its values just now.
     pub fn pull(&mut self, pull: Pull) -> Result<TaskId, IssueError> {
-        let key_bytes = self.core.map().tables.get(&pull.table).map_or(0, rangefold_proto::TableSpec::value_bytes);
-        let bytes = usize::try_from(pull.range.len()).unwrap_or(usize::MAX).saturating_mul(key_bytes as usize);
+        let key_bytes =
+            self.core.map().tables.get(&pull.table).map_or(0, rangefold_proto::TableSpec::value_bytes);
+        let bytes =
+            usize::try_from(pull.range.len()).unwrap_or(usize::MAX).saturating_mul(key_bytes as usize);
         let max = self.arena.budget_bytes();
-        if bytes > max && pull.range.end <= self.core.map().tables.get(&pull.table).map_or(0, |spec| spec.len) {
+        if bytes > max && pull.range.end <= self.core.map().tables.get(&pull.table).map_or(0, |spec| spec.len)
+        {
             return Err(IssueError::TooLarge { bytes: bytes as u64, max: max as u64 });
         }
         let memory = self.arena.take(if bytes > max { 0 } else { bytes }).ok_or(IssueError::Full)?;
@@ -211,6 +222,15 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         self.ended.contains_key(&task)
     }
 
+    /// Posts the batch. Says whether anything left. What does not fit goes after the completion that makes room.
+    pub fn post(&mut self) -> bool {
+        let waiting = self.batch.len();
+        if waiting > 0 {
+            let _ = self.endpoint.post(&mut self.batch);
+        }
+        self.batch.len() < waiting
+    }
+
     /// Takes what happened besides.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
@@ -235,7 +255,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
                         self.ended.insert(task, Ended { outcome, values });
                     }
                 }
-                Output::Fenced { lane } => self.notices.push(Notice::Fenced(lane)),
+                Output::Fenced { lane, incarnation } => self.notices.push(Notice::Fenced(lane, incarnation)),
                 Output::Disconnect { link, .. } => {
                     if let Some(&(peer, _)) = self.links.get(&link) {
                         self.endpoint.close(peer);
@@ -319,14 +339,19 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             return Err(WireError::Length { found: body.len(), expected });
         }
         if header.kind == Kind::PullReply {
-            let value_bytes =
-                self.core.map().tables.get(&header.segment.table()).map_or(0, rangefold_proto::TableSpec::value_bytes);
+            let value_bytes = self
+                .core
+                .map()
+                .tables
+                .get(&header.segment.table())
+                .map_or(0, rangefold_proto::TableSpec::value_bytes);
             if header.range.len().saturating_mul(u64::from(value_bytes)) != u64::from(header.value_bytes) {
                 return Err(WireError::Length { found: body.len(), expected: 0 });
             }
             self.feed(Input::Reply { link, header, extension, payload: body });
         } else {
-            let bytes: Vec<u8> = body.slices().iter().flat_map(|slice| slice.as_bytes().iter().copied()).collect();
+            let bytes: Vec<u8> =
+                body.slices().iter().flat_map(|slice| slice.as_bytes().iter().copied()).collect();
             self.feed(Input::Control { link, header, extension, body: &bytes });
         }
         Ok(())
@@ -352,12 +377,7 @@ impl<E: Endpoint, D: Dialer> Shell for Driver<E, D> {
         self.events = events;
         self.core.handle_input(Nanos(now_ns), Input::Tick);
         let deadline = self.drain();
-        if !self.batch.is_empty() {
-            let waiting = self.batch.len();
-            // What did not fit stays in the batch and goes after the completion that makes room.
-            let _ = self.endpoint.post(&mut self.batch);
-            progressed |= self.batch.len() < waiting;
-        }
+        progressed |= self.post();
         Turn { progressed, deadline: deadline.map(|at| at.0) }
     }
 

@@ -1,7 +1,16 @@
 //! The client side: attach to a cluster, push and pull ranges of tables, wait.
 //!
-//! [`driver`] is the shell in which the transport and the protocol's client core meet.
+//! [`handle`] is what a program holds; [`driver`] is the shell in which the transport and the protocol's client core meet;
+//! between them `baton` says who drives and `session` what is driven. [`control`] is the control plane as a worker needs it.
 #![doc = include_str!("../DESIGN.md")]
 #![forbid(unsafe_code)]
 
+mod baton;
+pub mod control;
 pub mod driver;
+pub mod handle;
+mod session;
+
+pub use rangefold_proto::client::Counters;
+
+pub use handle::{Client, DEADLINE, Element, Error, PullTicket, Table, Ticket, Values};

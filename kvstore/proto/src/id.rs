@@ -57,7 +57,9 @@ name!(
 );
 
 /// A shard thread of a server: what a frame is addressed to.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
 pub struct ShardId {
     /// The server.
     pub server: ServerId,

@@ -81,11 +81,17 @@ impl ManagerCore {
         if self.map.tables.len() >= TABLES_MAX {
             return Err(TableError::TooMany(TABLES_MAX));
         }
-        let in_group = |held: &&TableSpec| held.namespace == spec.namespace && held.placement_group == spec.placement_group;
+        let in_group = |held: &&TableSpec| {
+            held.namespace == spec.namespace && held.placement_group == spec.placement_group
+        };
         if let Some(other) = self.map.tables.values().find(in_group)
             && (other.len, other.segments) != (spec.len, spec.segments)
         {
-            return Err(TableError::Group { name: spec.name.clone(), len: spec.len, segments: spec.segments });
+            return Err(TableError::Group {
+                name: spec.name.clone(),
+                len: spec.len,
+                segments: spec.segments,
+            });
         }
         let id = TableId(self.map.tables.keys().next_back().map_or(0, |last| last.0 + 1));
         for (index, owner) in (0..spec.segments).zip(self.place(spec)) {

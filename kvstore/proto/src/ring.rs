@@ -53,7 +53,13 @@ impl Ring {
         let mut points = BTreeMap::new();
         for member in members {
             for node in 0..VIRTUAL_NODES {
-                points.insert((point(b"virtual node", u64::from(member.server.0) << 32 | u64::from(node)), member.server), member.host);
+                points.insert(
+                    (
+                        point(b"virtual node", u64::from(member.server.0) << 32 | u64::from(node)),
+                        member.server,
+                    ),
+                    member.host,
+                );
             }
         }
         Self { points, servers: members.len() }
@@ -69,13 +75,15 @@ impl Ring {
     fn clockwise(&self, point: u64) -> impl Iterator<Item = (ServerId, u64)> + '_ {
         let mut seen = Vec::new();
         let start = (point, ServerId(0));
-        self.points.range(start..).chain(self.points.range(..start)).filter_map(move |(&(_, server), &host)| {
-            if seen.contains(&server) {
-                return None;
-            }
-            seen.push(server);
-            Some((server, host))
-        })
+        self.points.range(start..).chain(self.points.range(..start)).filter_map(
+            move |(&(_, server), &host)| {
+                if seen.contains(&server) {
+                    return None;
+                }
+                seen.push(server);
+                Some((server, host))
+            },
+        )
     }
 
     /// Owners of all the segments of a group, in order: each goes clockwise from its point to the first server that
@@ -91,7 +99,8 @@ impl Ring {
         (0..segments)
             .filter_map(|index| {
                 let below = |server: &ServerId| owned.get(server).copied().unwrap_or(0) < bound;
-                let owner = self.clockwise(point(group, u64::from(index))).map(|(server, _)| server).find(below)?;
+                let owner =
+                    self.clockwise(point(group, u64::from(index))).map(|(server, _)| server).find(below)?;
                 *owned.entry(owner).or_insert(0) += 1;
                 Some(owner)
             })
@@ -126,7 +135,8 @@ mod tests {
     use super::*;
 
     fn ring(servers: core::ops::Range<u32>) -> Ring {
-        let members: Vec<Member> = servers.map(|s| Member { server: ServerId(s), host: u64::from(s / 2) }).collect();
+        let members: Vec<Member> =
+            servers.map(|s| Member { server: ServerId(s), host: u64::from(s / 2) }).collect();
         Ring::new(&members)
     }
 
@@ -147,7 +157,10 @@ mod tests {
                 assert_eq!(owners.len(), usize::from(segments));
                 let shares = shares(&owners);
                 let fair = usize::from(segments).div_ceil(servers as usize);
-                assert!(shares.values().all(|&n| n <= fair + fair / 4), "{segments} on {servers}: {shares:?}");
+                assert!(
+                    shares.values().all(|&n| n <= fair + fair / 4),
+                    "{segments} on {servers}: {shares:?}"
+                );
                 if usize::from(segments) >= 4 * servers as usize {
                     assert_eq!(shares.len(), servers as usize, "{segments} on {servers}: {shares:?}");
                 }
@@ -161,7 +174,10 @@ mod tests {
             let (before, after) = (ring(0..n).owners(b"w", 4096), ring(0..n + 1).owners(b"w", 4096));
             let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
             let fair = 4096 / (n as usize + 1);
-            assert!(moved >= fair / 2 && moved <= 2 * fair, "{moved} of 4096 moved by server {n}; a share is {fair}");
+            assert!(
+                moved >= fair / 2 && moved <= 2 * fair,
+                "{moved} of 4096 moved by server {n}; a share is {fair}"
+            );
         }
     }
 

@@ -53,10 +53,14 @@ pub enum Order {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SchedulerError {
     /// All workers are there.
-    #[error("the job has its {0} workers already and no part of the data is without one; this worker is one too many")]
+    #[error(
+        "the job has its {0} workers already and no part of the data is without one; this worker is one too many"
+    )]
     Full(u32),
     /// Not one of this job's workers, or given up.
-    #[error("{0} is not a worker of this job (any more): it was silent for too long, or its process was replaced")]
+    #[error(
+        "{0} is not a worker of this job (any more): it was silent for too long, or its process was replaced"
+    )]
     Unknown(WorkerId),
     /// A notice is too long, or there are too many.
     #[error("notice `{name}` of {bytes} bytes is over the limit of {max} bytes in all")]
@@ -139,9 +143,18 @@ impl SchedulerCore {
         self.started
     }
 
+    /// Barriers that everybody has reached.
+    #[must_use]
+    pub const fn barriers(&self) -> u64 {
+        self.barriers
+    }
+
     /// The lanes a worker holds.
     pub fn lanes_of(&self, worker: WorkerId) -> impl Iterator<Item = Lane> + '_ {
-        (0u32..).zip(&self.lanes).filter(move |(_, entry)| entry.holder == Some(worker)).map(|(lane, _)| Lane(lane))
+        (0u32..)
+            .zip(&self.lanes)
+            .filter(move |(_, entry)| entry.holder == Some(worker))
+            .map(|(lane, _)| Lane(lane))
     }
 
     /// What was posted under a name.
@@ -182,10 +195,17 @@ impl SchedulerCore {
     ///
     /// # Errors
     /// [`SchedulerError::Unknown`] for a worker that was given up.
-    pub fn report(&mut self, now: Nanos, worker: WorkerId, acknowledged: &[(Lane, Round)]) -> Result<(), SchedulerError> {
+    pub fn report(
+        &mut self,
+        now: Nanos,
+        worker: WorkerId,
+        acknowledged: &[(Lane, Round)],
+    ) -> Result<(), SchedulerError> {
         self.workers.get_mut(&worker).ok_or(SchedulerError::Unknown(worker))?.heard = now;
         for &(lane, rounds) in acknowledged {
-            if let Some(entry) = self.lanes.get_mut(lane.0 as usize).filter(|entry| entry.holder == Some(worker)) {
+            if let Some(entry) =
+                self.lanes.get_mut(lane.0 as usize).filter(|entry| entry.holder == Some(worker))
+            {
                 entry.acknowledged = entry.acknowledged.max(rounds);
             }
         }
@@ -210,7 +230,8 @@ impl SchedulerCore {
     /// Gives up workers that were silent for too long. Says when to come back.
     pub fn tick(&mut self, now: Nanos) -> Option<Nanos> {
         let silent = |worker: &Worker| worker.heard.after(self.spec.silence_ns) <= now;
-        let gone: Vec<WorkerId> = self.workers.iter().filter(|(_, worker)| silent(worker)).map(|(&id, _)| id).collect();
+        let gone: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, worker)| silent(worker)).map(|(&id, _)| id).collect();
         for worker in gone {
             self.leave(worker);
         }
@@ -228,7 +249,8 @@ impl SchedulerCore {
     }
 
     fn release_barrier(&mut self) {
-        while !self.workers.is_empty() && self.workers.values().all(|worker| worker.barriers > self.barriers) {
+        while !self.workers.is_empty() && self.workers.values().all(|worker| worker.barriers > self.barriers)
+        {
             self.barriers += 1;
             self.orders.push_back(Order::Barrier(self.barriers));
         }
@@ -244,7 +266,11 @@ impl SchedulerCore {
         }
         let held: usize = self.notices.iter().map(|(name, content)| name.len() + content.len()).sum();
         if held + name.len() + content.len() > NOTICE_BYTES_MAX {
-            return Err(SchedulerError::NoticeTooLong { name: name.into(), bytes: content.len(), max: NOTICE_BYTES_MAX });
+            return Err(SchedulerError::NoticeTooLong {
+                name: name.into(),
+                bytes: content.len(),
+                max: NOTICE_BYTES_MAX,
+            });
         }
         self.orders.push_back(Order::Posted { name: name.into(), content: content.clone() });
         self.notices.insert(name.into(), content);
@@ -261,7 +287,8 @@ impl SchedulerCore {
         let mut free = self.lanes.iter().filter(|entry| entry.holder.is_none()).count();
         loop {
             let loads = self.workers.keys().filter(|&&worker| worker != newcomer);
-            let load = |worker: WorkerId| self.lanes.iter().filter(|entry| entry.holder == Some(worker)).count();
+            let load =
+                |worker: WorkerId| self.lanes.iter().filter(|entry| entry.holder == Some(worker)).count();
             let Some((most, worker)) = loads.map(|&worker| (load(worker), worker)).max() else { return };
             if most <= free + 1 {
                 return;
@@ -286,14 +313,18 @@ impl SchedulerCore {
                 continue;
             }
             // Ties go to the lowest name, so that a run repeats.
-            let Some((&worker, load)) = loads.iter_mut().min_by_key(|(worker, load)| (**load, **worker)) else { return };
+            let Some((&worker, load)) = loads.iter_mut().min_by_key(|(worker, load)| (**load, **worker))
+            else {
+                return;
+            };
             *load += 1;
             entry.holder = Some(worker);
             entry.incarnation.0 += 1;
             // Rounds below are applied everywhere, so nobody needs them again. Rounds from here on may have been
             // contributed to by the former holder; they are done again and count once (protocol.md T10).
             entry.first_round = entry.acknowledged;
-            let member = Member { lane: Lane(lane), incarnation: entry.incarnation, first_round: entry.first_round };
+            let member =
+                Member { lane: Lane(lane), incarnation: entry.incarnation, first_round: entry.first_round };
             given.entry(worker).or_default().push(member);
         }
         if given.is_empty() {
@@ -365,7 +396,8 @@ mod tests {
         assert_eq!(scheduler.report(Nanos(101), WorkerId(1), &[]), Err(SchedulerError::Unknown(WorkerId(1))));
         scheduler.leave(WorkerId(0));
         assert_eq!(scheduler.join(Nanos(200)), Ok(WorkerId(2)));
-        let first: Vec<_> = scheduler.view().members.iter().map(|m| (m.incarnation.0, m.first_round)).collect();
+        let first: Vec<_> =
+            scheduler.view().members.iter().map(|m| (m.incarnation.0, m.first_round)).collect();
         assert_eq!(first, [(2, 7), (3, 0), (2, 8), (3, 0), (2, 0)]);
     }
 

@@ -34,27 +34,10 @@ pub enum UpdateFunction {
     Assign,
     /// The pushed value is added.
     Add,
-    /// One proximal step of sparse logistic regression (OSDI'14 Algorithm 3): pushed are gradient and curvature.
+    /// Sparse logistic regression (OSDI'14 Algorithm 3). A row is a weight and its anchor. Pushed with two arguments (lambda,
+    /// damping) are gradient and curvature, for a proximal step; with one (the factor) nothing, for a jump along the line
+    /// from anchor to weight.
     ProximalL1,
-}
-
-impl UpdateFunction {
-    /// Pushed elements per stored element.
-    #[must_use]
-    pub const fn pushed_per_value(self) -> u32 {
-        match self {
-            Self::Assign | Self::Add => 1,
-            Self::ProximalL1 => 2,
-        }
-    }
-
-    /// Elements of state kept beside each stored element.
-    #[must_use]
-    pub const fn state_per_value(self) -> u32 {
-        match self {
-            Self::Assign | Self::Add | Self::ProximalL1 => 0,
-        }
-    }
 }
 
 /// What a push of the table waits for before it is applied (design.md §3, protocol.md T10).
@@ -111,8 +94,20 @@ pub enum TableError {
         /// The limit.
         max: u32,
     },
+    /// A width that the update function cannot work with.
+    #[error("table `{name}` has {width} elements per key, but its update function works on rows of {needed}")]
+    Rows {
+        /// The table.
+        name: String,
+        /// What was asked for.
+        width: u32,
+        /// What the update function needs.
+        needed: u32,
+    },
     /// Not a power of two, or more than there are keys.
-    #[error("table `{name}` of {len} keys cannot be cut into {segments} segments; take a power of two, at most the number of keys and 32768")]
+    #[error(
+        "table `{name}` of {len} keys cannot be cut into {segments} segments; take a power of two, at most the number of keys and 32768"
+    )]
     Segments {
         /// The table.
         name: String,
@@ -125,7 +120,9 @@ pub enum TableError {
     #[error("table `{0}` exists with another specification; take another name, or attach with the same one")]
     Differs(String),
     /// Tables of a group must be cut alike.
-    #[error("table `{name}` has {len} keys in {segments} segments, but its placement group is cut differently")]
+    #[error(
+        "table `{name}` has {len} keys in {segments} segments, but its placement group is cut differently"
+    )]
     Group {
         /// The table.
         name: String,
@@ -183,6 +180,9 @@ impl TableSpec {
         if self.width == 0 || self.width > Self::WIDTH_MAX {
             return Err(TableError::Width { name: name(), width: self.width, max: Self::WIDTH_MAX });
         }
+        if self.update == UpdateFunction::ProximalL1 && self.width != 2 {
+            return Err(TableError::Rows { name: name(), width: self.width, needed: 2 });
+        }
         let segments = self.segments;
         if !segments.is_power_of_two() || segments > 1 << 15 || u64::from(segments) > self.len {
             return Err(TableError::Segments { name: name(), len: self.len, segments });
@@ -215,7 +215,11 @@ impl TableSpec {
     /// The segments that meet `range`, each with the part of the range that lies in it, in key order.
     pub fn cut(&self, table: TableId, range: KeyRange) -> impl Iterator<Item = (SegmentId, KeyRange)> + '_ {
         let range = range.intersect(KeyRange::new(0, self.len));
-        let indices = if range.is_empty() { 0..0 } else { self.segment_of(range.start)..self.segment_of(range.end - 1) + 1 };
+        let indices = if range.is_empty() {
+            0..0
+        } else {
+            self.segment_of(range.start)..self.segment_of(range.end - 1) + 1
+        };
         indices.map(move |index| (SegmentId::new(table, index), self.segment_range(index).intersect(range)))
     }
 
@@ -225,10 +229,10 @@ impl TableSpec {
         self.width * self.element.bytes()
     }
 
-    /// Bytes that a push carries per key.
+    /// Bytes that a push carries per key: as many as are stored, for every update function so far.
     #[must_use]
     pub const fn pushed_bytes(&self) -> u32 {
-        self.value_bytes() * self.update.pushed_per_value()
+        self.value_bytes()
     }
 }
 

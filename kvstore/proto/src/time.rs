@@ -17,7 +17,9 @@ impl Nanos {
 }
 
 /// Counts the processes that have held a lane; never issued twice for it. 24 bits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, serde::Serialize, serde::Deserialize,
+)]
 pub struct Incarnation(pub u32);
 
 impl Incarnation {
@@ -34,7 +36,9 @@ pub type Round = u32;
 /// Identifies a task of a lane: `incarnation << 40 | time`, time counted from 1 (protocol.md §1).
 ///
 /// Stamps of one lane are ordered as integers; stamps of two lanes cannot be compared.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
 pub struct Stamp(pub u64);
 
 impl Stamp {

@@ -52,7 +52,9 @@ impl View {
         if !bytes.len().is_multiple_of(MEMBER_BYTES) {
             return None;
         }
-        let word = |chunk: &[u8], at: usize| chunk[at..at + 4].try_into().map(u32::from_le_bytes).unwrap_or_default();
+        let word = |chunk: &[u8], at: usize| {
+            chunk[at..at + 4].try_into().map(u32::from_le_bytes).unwrap_or_default()
+        };
         let members: Vec<Member> = bytes
             .chunks_exact(MEMBER_BYTES)
             .map(|chunk| Member {

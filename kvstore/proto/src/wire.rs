@@ -276,7 +276,9 @@ pub enum WireError {
         expected: usize,
     },
     /// Not one of ours.
-    #[error("the first bytes are {0:#06x}, not a Rangefold frame; is another program connected to this port?")]
+    #[error(
+        "the first bytes are {0:#06x}, not a Rangefold frame; is another program connected to this port?"
+    )]
     Magic(u16),
     /// A version that was not negotiated.
     #[error("frame version {0}; this side speaks {VERSION}")]
@@ -326,7 +328,12 @@ fn check(head: &[u8], connection: u64) -> u32 {
 ///
 /// # Panics
 /// When `after` has more than [`AFTER_MAX`] entries, which is checked where a task is made.
-pub fn encode(header: &Header, extension: &Extension, connection: u64, out: &mut [u8; HEAD_BYTES_MAX]) -> usize {
+pub fn encode(
+    header: &Header,
+    extension: &Extension,
+    connection: u64,
+    out: &mut [u8; HEAD_BYTES_MAX],
+) -> usize {
     let mut at = HEADER_BYTES;
     let mut section = |tag: u8, words: &mut dyn Iterator<Item = u64>| {
         let start = at;
@@ -336,7 +343,16 @@ pub fn encode(header: &Header, extension: &Extension, connection: u64, out: &mut
             at += 8;
         }
         let count = (at - start) / 8 - 1;
-        out[start..start + 8].copy_from_slice(&[tag, u8::try_from(count).unwrap_or(u8::MAX), 0, 0, 0, 0, 0, 0]);
+        out[start..start + 8].copy_from_slice(&[
+            tag,
+            u8::try_from(count).unwrap_or(u8::MAX),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]);
     };
     if let Some(credit) = extension.credit {
         section(TAG_CREDIT, &mut core::iter::once(credit));
@@ -347,7 +363,10 @@ pub fn encode(header: &Header, extension: &Extension, connection: u64, out: &mut
     }
     if !extension.after.is_empty() {
         assert!(extension.after.len() <= AFTER_MAX, "at most {AFTER_MAX} dependencies travel in one frame");
-        section(TAG_AFTER, &mut extension.after.iter().flat_map(|(lane, stamp)| [u64::from(lane.0), stamp.0]));
+        section(
+            TAG_AFTER,
+            &mut extension.after.iter().flat_map(|(lane, stamp)| [u64::from(lane.0), stamp.0]),
+        );
     }
     if !extension.arguments.as_slice().is_empty() {
         section(TAG_ARGUMENTS, &mut extension.arguments.as_slice().iter().map(|value| value.to_bits()));
@@ -431,15 +450,19 @@ fn decode_extension(mut bytes: &[u8]) -> Result<(Extension, Option<Stamp>), Wire
         let (tag, words) = (head[0], usize::from(head[1]));
         let section = rest.get(..words * 8).ok_or(WireError::Section(tag))?;
         bytes = &rest[words * 8..];
-        let word = |index: usize| section.get(index * 8..).and_then(<[u8]>::first_chunk).map(|&b| u64::from_le_bytes(b));
+        let word = |index: usize| {
+            section.get(index * 8..).and_then(<[u8]>::first_chunk).map(|&b| u64::from_le_bytes(b))
+        };
         let malformed = WireError::Section(tag);
         match tag {
             TAG_CREDIT if words == 1 => extension.credit = word(0),
             TAG_PULL if words == 1 => {
                 let packed = word(0).ok_or(malformed)?;
                 // The two halves.
-                extension.pull =
-                    Some(PullOptions { rounds_needed: (packed & 0xffff_ffff) as u32, patience_ms: (packed >> 32) as u32 });
+                extension.pull = Some(PullOptions {
+                    rounds_needed: (packed & 0xffff_ffff) as u32,
+                    patience_ms: (packed >> 32) as u32,
+                });
             }
             TAG_AFTER if words % 2 == 0 && words / 2 <= AFTER_MAX => {
                 for pair in 0..words / 2 {
@@ -482,11 +505,15 @@ pub fn put_pair(bytes: &mut Vec<u8>, segment: SegmentId, stamp: Stamp) {
 /// [`WireError::Length`].
 pub fn pairs(bytes: &[u8]) -> Result<impl Iterator<Item = (SegmentId, Stamp)> + '_, WireError> {
     if !bytes.len().is_multiple_of(PAIR_BYTES) {
-        return Err(WireError::Length { found: bytes.len(), expected: bytes.len().next_multiple_of(PAIR_BYTES) });
+        return Err(WireError::Length {
+            found: bytes.len(),
+            expected: bytes.len().next_multiple_of(PAIR_BYTES),
+        });
     }
     Ok(bytes.chunks_exact(PAIR_BYTES).map(|pair| {
         let segment = u32::from_le_bytes([pair[0], pair[1], pair[2], pair[3]]);
-        let stamp = u64::from_le_bytes([pair[4], pair[5], pair[6], pair[7], pair[8], pair[9], pair[10], pair[11]]);
+        let stamp =
+            u64::from_le_bytes([pair[4], pair[5], pair[6], pair[7], pair[8], pair[9], pair[10], pair[11]]);
         (SegmentId(segment), Stamp(stamp))
     }))
 }
@@ -507,7 +534,10 @@ pub fn put_named(bytes: &mut Vec<u8>, (segment, assignment, stamp): Named) {
 /// [`WireError::Length`] for bytes that are no whole one.
 pub fn named(bytes: &[u8]) -> Result<impl Iterator<Item = Named> + '_, WireError> {
     if !bytes.len().is_multiple_of(NAMED_BYTES) {
-        return Err(WireError::Length { found: bytes.len(), expected: bytes.len().next_multiple_of(NAMED_BYTES) });
+        return Err(WireError::Length {
+            found: bytes.len(),
+            expected: bytes.len().next_multiple_of(NAMED_BYTES),
+        });
     }
     Ok(bytes.chunks_exact(NAMED_BYTES).map(|named| {
         let word = |at: usize| u32::from_le_bytes([named[at], named[at + 1], named[at + 2], named[at + 3]]);
@@ -530,13 +560,17 @@ pub fn put_row(bytes: &mut Vec<u8>, row: &Row, epoch: MapEpoch) {
 /// [`WireError::Length`] for bytes that are no whole row.
 pub fn rows(bytes: &[u8]) -> Result<impl Iterator<Item = (Row, MapEpoch)> + '_, WireError> {
     if !bytes.len().is_multiple_of(ROW_BYTES) {
-        return Err(WireError::Length { found: bytes.len(), expected: bytes.len().next_multiple_of(ROW_BYTES) });
+        return Err(WireError::Length {
+            found: bytes.len(),
+            expected: bytes.len().next_multiple_of(ROW_BYTES),
+        });
     }
     Ok(bytes.chunks_exact(ROW_BYTES).map(|row| {
         let word = |at: usize| u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
         let epoch = u64::from(word(8)) | u64::from(word(12)) << 32;
         // A shard is 16 bits; a wider one names no shard of ours and is answered as such.
-        let owner = ShardId { server: ServerId(word(16)), shard: u16::try_from(word(20)).unwrap_or(u16::MAX) };
+        let owner =
+            ShardId { server: ServerId(word(16)), shard: u16::try_from(word(20)).unwrap_or(u16::MAX) };
         (Row { segment: SegmentId(word(0)), assignment: Assignment(word(4)), owner }, MapEpoch(epoch))
     }))
 }
@@ -598,7 +632,11 @@ mod tests {
     #[test]
     fn a_predecessor_far_away_travels_in_an_extension() {
         for distance in [1, u64::from(u32::MAX) - 1, u64::from(u32::MAX), 1 << 33] {
-            let header = Header { stamp: Stamp((5 << 40) + (1 << 33)), previous: Stamp((5 << 40) + (1 << 33) - distance), ..sample().0 };
+            let header = Header {
+                stamp: Stamp((5 << 40) + (1 << 33)),
+                previous: Stamp((5 << 40) + (1 << 33) - distance),
+                ..sample().0
+            };
             let mut bytes = [0; HEAD_BYTES_MAX];
             let len = encode(&header, &Extension::default(), 1, &mut bytes);
             assert_eq!(decode(&bytes[..len], 1).unwrap().0, header, "{distance}");

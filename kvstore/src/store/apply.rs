@@ -3,7 +3,10 @@
 //!
 //! Each loop is written once. The wide twin of `add` is the same loop compiled for AVX2 or AVX-512 and chosen at run time;
 //! as it adds element by element, its result is the portable one bit for bit. Off under Miri, which has no such units.
-#![allow(unsafe_code, reason = "a function compiled for a wider instruction set may be called only where the set is there")]
+#![allow(
+    unsafe_code,
+    reason = "a function compiled for a wider instruction set may be called only where the set is there"
+)]
 
 use std::ops::AddAssign;
 
@@ -30,33 +33,56 @@ pub fn add_portable<T: Element>(values: &mut [T], pushed: &[T]) {
     }
 }
 
-/// One proximal step per value (OSDI'14 Algorithm 3): the weight that minimises
-/// `gradient * d + curvature * damping * d^2 / 2 + lambda * |weight + d|` over `d`.
+/// Sparse logistic regression on rows of a weight and its anchor (OSDI'14 Algorithm 3).
 ///
-/// `values: [n]`, `pushed: [n * 2]`, gradient and curvature in turn, `arguments: [lambda, damping]`. A curvature that is not
-/// positive says that nobody has the key: the weight stays. It also stays where the result would not be finite. With
-/// other than two arguments nothing changes. Two divisions per value.
-pub fn proximal_l1<T: Element>(values: &mut [T], pushed: &[T], arguments: &[f64]) {
-    let &[lambda, damping] = arguments else { return };
+/// `rows: [n * 2]`, `pushed: [n * 2]`. With `arguments: [lambda, damping]` pushed are gradient and curvature, and each weight
+/// takes a [`proximal_step`]. With `arguments: [factor]` each weight takes a [`jump`] and pushed is not read. With any other
+/// number of arguments nothing changes. Two divisions per row.
+pub fn proximal_l1<T: Element>(rows: &mut [T], pushed: &[T], arguments: &[f64]) {
+    let (rows, _) = rows.as_chunks_mut::<2>();
     let (pairs, _) = pushed.as_chunks::<2>();
-    for (value, &[gradient, curvature]) in values.iter_mut().zip(pairs) {
-        let curvature = curvature.to_f64() * damping;
-        if curvature.is_nan() || curvature <= 0.0 {
-            continue;
+    match *arguments {
+        [lambda, damping] => {
+            for ([weight, _], &[gradient, curvature]) in rows.iter_mut().zip(pairs) {
+                let stepped =
+                    proximal_step(weight.to_f64(), gradient.to_f64(), curvature.to_f64() * damping, lambda);
+                *weight = T::from_f64(stepped);
+            }
         }
-        let target = value.to_f64() - gradient.to_f64() / curvature;
-        let threshold = lambda / curvature;
-        let moved = if target > threshold {
-            target - threshold
-        } else if target < -threshold {
-            target + threshold
-        } else {
-            0.0
-        };
-        if moved.is_finite() && target.is_finite() {
-            *value = T::from_f64(moved);
+        [factor] => {
+            for [weight, anchor] in rows {
+                let before = *weight;
+                *weight = T::from_f64(jump(before.to_f64(), anchor.to_f64(), factor));
+                *anchor = before;
+            }
         }
+        _ => {}
     }
+}
+
+/// The weight that minimises `gradient * d + curvature * d^2 / 2 + lambda * |weight + d|` over `d`.
+///
+/// A curvature that is not positive says that nobody has the key: the weight stays. It also stays where the result would not
+/// be finite.
+fn proximal_step(weight: f64, gradient: f64, curvature: f64, lambda: f64) -> f64 {
+    if curvature.is_nan() || curvature <= 0.0 {
+        return weight;
+    }
+    let target = weight - gradient / curvature;
+    let threshold = lambda / curvature;
+    let moved = if target > threshold {
+        target - threshold
+    } else if target < -threshold {
+        target + threshold
+    } else {
+        0.0
+    };
+    if moved.is_finite() && target.is_finite() { moved } else { weight }
+}
+
+/// The weight moved on along the line from its anchor. One that is zero at either end stays: it has just entered or left.
+fn jump(weight: f64, anchor: f64, factor: f64) -> f64 {
+    if weight == 0.0 || anchor == 0.0 { weight } else { weight + factor * (weight - anchor) }
 }
 
 macro_rules! element {
@@ -100,7 +126,10 @@ macro_rules! element {
     };
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "rounding to the table's element type is what `from_f64` is for")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "rounding to the table's element type is what `from_f64` is for"
+)]
 const fn narrow(value: f64) -> f32 {
     value as f32
 }
@@ -115,21 +144,34 @@ mod tests {
 
     #[test]
     fn a_proximal_step_minimises_its_model() {
-        // d minimises 3 d + 2 d^2 / 2 + |1 + d|: at w + d = 0 the slope is 3 - 2 + [-1, 1], so w stays below 0.
-        let mut values = [1.0f64, 1.0, 0.0, 5.0];
-        apply_step(&mut values, &[3.0, 2.0, 1.0, 2.0, 0.5, 4.0, 1.0, 0.0]);
-        // 1 - 1.5 = -0.5, threshold 0.5; 1 - 0.5 = 0.5, threshold 0.5; |0.5| <= 1 stays 0; no curvature stays.
-        assert_eq!(values, [0.0, 0.0, 0.0, 5.0]);
-        let mut values = [2.0f64, -2.0];
-        apply_step(&mut values, &[0.0, 1.0, 0.0, 1.0]);
-        assert_eq!(values, [1.0, -1.0]);
-        let mut values = [2.0f64, 1.0];
-        apply_step(&mut values, &[f64::INFINITY, 1.0, f64::NAN, 1.0]);
-        assert_eq!(values, [2.0, 1.0], "what is not finite moves nothing");
+        // Each: weight, gradient, curvature, expected, at lambda 1.
+        let cases = [
+            (1.0, 3.0, 2.0, 0.0),
+            (1.0, 1.0, 2.0, 0.0),
+            (0.0, 0.5, 4.0, 0.0),
+            (2.0, 0.0, 1.0, 1.0),
+            (-2.0, 0.0, 1.0, -1.0),
+            // Nobody has the key, or the numbers are no numbers: it stays.
+            (5.0, 1.0, 0.0, 5.0),
+            (2.0, f64::INFINITY, 1.0, 2.0),
+            (1.0, f64::NAN, 1.0, 1.0),
+            (1.0, 1.0, f64::NAN, 1.0),
+        ];
+        for (weight, gradient, curvature, expected) in cases {
+            let mut row = [weight, 7.0];
+            proximal_l1(&mut row, &[gradient, curvature], &[1.0, 1.0]);
+            assert_eq!(row, [expected, 7.0], "{weight} {gradient} {curvature}");
+        }
     }
 
-    fn apply_step(values: &mut [f64], pushed: &[f64]) {
-        proximal_l1(values, pushed, &[1.0, 1.0]);
+    #[test]
+    fn a_jump_goes_on_along_the_line_and_moves_the_anchor() {
+        let mut rows = [3.0, 2.0, 3.0, 0.0, 0.0, 2.0];
+        proximal_l1(&mut rows, &[0.0; 6], &[2.0]);
+        assert_eq!(rows, [5.0, 3.0, 3.0, 3.0, 0.0, 0.0]);
+        let before = rows;
+        proximal_l1(&mut rows, &[1.0; 6], &[1.0, 2.0, 3.0]);
+        assert_eq!(rows, before, "arguments that mean nothing change nothing");
     }
 
     proptest! {

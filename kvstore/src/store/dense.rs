@@ -1,4 +1,4 @@
-//! A dense segment: its values in one flat array, optimizer state in another beside it.
+//! A dense segment: its values in one flat array.
 //! Knows keys, shapes and which update function; the loops are `apply.rs`. Held by the store.
 //! Source: OSDI'14 §3.1; design.md §3 (dense layout).
 
@@ -13,10 +13,7 @@ const CARRY: usize = 64;
 
 /// The content of a segment on its way to another shard.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Image {
-    values: Vec<u8>,
-    state: Vec<u8>,
-}
+pub struct Image(Vec<u8>);
 
 /// The values of one segment.
 #[derive(Debug)]
@@ -26,8 +23,6 @@ pub struct DenseSegment {
     width: usize,
     update: UpdateFunction,
     values: SliceMut,
-    /// `state_per_value` elements for each of the values'; empty where the update function keeps none.
-    state: Option<SliceMut>,
 }
 
 /// Room for the sums of one round; shared by all segments of a shard, because a round's contributions and its end come in
@@ -73,17 +68,15 @@ macro_rules! typed {
 }
 
 impl DenseSegment {
-    /// A segment with the table's initial value everywhere, state zero.
+    /// A segment with the table's initial value everywhere.
     ///
     /// # Errors
     /// [`RegionError`] when the memory cannot be had.
     pub fn new(range: KeyRange, spec: &TableSpec) -> Result<Self, RegionError> {
         let width = spec.width as usize;
         let bytes = length(range.len()) * spec.value_bytes() as usize;
-        let state_bytes = bytes * spec.update.state_per_value() as usize;
         let (_, values) = Region::anonymous(bytes)?;
-        let state = if state_bytes > 0 { Some(Region::anonymous(state_bytes)?.1) } else { None };
-        let mut segment = Self { range, element: spec.element, width, update: spec.update, values, state };
+        let mut segment = Self { range, element: spec.element, width, update: spec.update, values };
         if spec.initial != 0.0 {
             typed!(segment, fill(spec.initial));
         }
@@ -93,7 +86,7 @@ impl DenseSegment {
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.values.len() + self.state.as_ref().map_or(0, SliceMut::len)
+        self.values.len()
     }
 
     fn fill<T: Typed>(&mut self, initial: f64) {
@@ -101,15 +94,11 @@ impl DenseSegment {
     }
 
     pub(super) fn into_image(self) -> Image {
-        let bytes = |slice: &SliceMut| slice.as_bytes().to_vec();
-        Image { values: bytes(&self.values), state: self.state.as_ref().map(bytes).unwrap_or_default() }
+        Image(self.values.as_bytes().to_vec())
     }
 
     pub(super) fn restore(&mut self, image: &Image) {
-        self.values.as_mut_bytes().copy_from_slice(&image.values);
-        if let Some(state) = &mut self.state {
-            state.as_mut_bytes().copy_from_slice(&image.state);
-        }
+        self.values.as_mut_bytes().copy_from_slice(&image.0);
     }
 
     pub(super) fn copy_out(&self, range: KeyRange, out: &mut [u8]) {
@@ -118,13 +107,23 @@ impl DenseSegment {
         out.copy_from_slice(&self.values.as_bytes()[start..start + length(range.len()) * key_bytes]);
     }
 
-    pub(super) fn apply(&mut self, sums: &mut Sums, values: KeyRange, payload: &Body, bytes: std::ops::Range<u32>, arguments: &[f64]) {
-        if self.update.pushed_per_value() == 1 {
-            typed!(self, apply_elements(values, payload, bytes));
-        } else {
-            // An update of several pushed elements per value works on a whole key: gathered first.
-            self.contribute(sums, values, payload, bytes);
-            self.finish(sums, arguments);
+    pub(super) fn apply(
+        &mut self,
+        sums: &mut Sums,
+        values: KeyRange,
+        payload: &Body,
+        bytes: std::ops::Range<u32>,
+        arguments: &[f64],
+    ) {
+        match self.update {
+            UpdateFunction::Assign | UpdateFunction::Add => {
+                typed!(self, apply_elements(values, payload, bytes))
+            }
+            // Works on whole rows, which a payload may cut anywhere: gathered first.
+            UpdateFunction::ProximalL1 => {
+                self.contribute(sums, values, payload, bytes);
+                self.finish(sums, arguments);
+            }
         }
     }
 
@@ -134,19 +133,32 @@ impl DenseSegment {
         let target = elements_mut::<T>(self.values.as_mut_bytes());
         for_each_run::<T>(payload, bytes, |at, run| {
             let target = &mut target[first + at..first + at + run.len()];
-            match update {
-                UpdateFunction::Assign => apply::assign(target, run),
-                UpdateFunction::Add | UpdateFunction::ProximalL1 => T::add(target, run),
+            if update == UpdateFunction::Assign {
+                apply::assign(target, run);
+            } else {
+                T::add(target, run);
             }
         });
     }
 
-    pub(super) fn contribute(&self, sums: &mut Sums, values: KeyRange, payload: &Body, bytes: std::ops::Range<u32>) {
+    pub(super) fn contribute(
+        &self,
+        sums: &mut Sums,
+        values: KeyRange,
+        payload: &Body,
+        bytes: std::ops::Range<u32>,
+    ) {
         typed!(self, contribute_elements(sums, values, payload, bytes));
     }
 
-    fn contribute_elements<T: Typed>(&self, sums: &mut Sums, values: KeyRange, payload: &Body, bytes: std::ops::Range<u32>) {
-        let per_key = self.width * self.update.pushed_per_value() as usize;
+    fn contribute_elements<T: Typed>(
+        &self,
+        sums: &mut Sums,
+        values: KeyRange,
+        payload: &Body,
+        bytes: std::ops::Range<u32>,
+    ) {
+        let per_key = self.width;
         let keys = length(values.start - self.range.start)..length(values.end - self.range.start);
         let sum = T::sum(sums);
         if sum.pushed.len() < keys.end * per_key {
@@ -163,12 +175,11 @@ impl DenseSegment {
 
     fn finish_elements<T: Typed>(&mut self, sums: &mut Sums, arguments: &[f64]) {
         let (width, update) = (self.width, self.update);
-        let per_key = width * update.pushed_per_value() as usize;
         let sum = T::sum(sums);
         let values = elements_mut::<T>(self.values.as_mut_bytes());
         for keys in sum.touched.drain(..) {
-            let pushed = &mut sum.pushed[keys.start * per_key..keys.end * per_key];
             let elements = keys.start * width..keys.end * width;
+            let pushed = &mut sum.pushed[elements.clone()];
             let target = &mut values[elements];
             match update {
                 UpdateFunction::Assign => apply::assign(target, pushed),
@@ -339,7 +350,8 @@ mod tests {
             segment.finish(&mut sums, &[]);
         }
         let values = read(&segment);
-        let expected = |i: usize| f64::from(u8::from(i < 10) + u8::from((5..15).contains(&i)) + u8::from(i >= 30));
+        let expected =
+            |i: usize| f64::from(u8::from(i < 10) + u8::from((5..15).contains(&i)) + u8::from(i >= 30));
         assert!(values.iter().enumerate().all(|(i, &value)| value == expected(i)), "{values:?}");
     }
 }

@@ -56,14 +56,27 @@ impl Store {
     }
 
     /// Updates `values` with bytes `bytes` of the payload: one pass. The core has checked shape and clock.
-    pub fn apply(&mut self, segment: SegmentId, values: KeyRange, payload: &Body, bytes: std::ops::Range<u32>, arguments: &[f64]) {
+    pub fn apply(
+        &mut self,
+        segment: SegmentId,
+        values: KeyRange,
+        payload: &Body,
+        bytes: std::ops::Range<u32>,
+        arguments: &[f64],
+    ) {
         if let Some(segment) = self.segments.get_mut(&segment) {
             segment.apply(&mut self.sums, values, payload, bytes, arguments);
         }
     }
 
     /// Adds a contribution to the sum of the segment's round; `finish` follows before anything else touches the segment.
-    pub fn contribute(&mut self, segment: SegmentId, values: KeyRange, payload: &Body, bytes: std::ops::Range<u32>) {
+    pub fn contribute(
+        &mut self,
+        segment: SegmentId,
+        values: KeyRange,
+        payload: &Body,
+        bytes: std::ops::Range<u32>,
+    ) {
         if let Some(segment) = self.segments.get(&segment) {
             segment.contribute(&mut self.sums, values, payload, bytes);
         }

@@ -11,7 +11,8 @@ use rangefold_proto::manager::ManagerCore;
 use rangefold_proto::scheduler::{JobSpec, Order, SchedulerCore};
 use rangefold_proto::wire::Arguments;
 use rangefold_proto::{
-    ClusterMap, JobId, Lane, Member, Nanos, Round, SegmentId, ServerEntry, ServerId, ShardId, TableId, WorkerId,
+    ClusterMap, Incarnation, JobId, Lane, Member, Nanos, Round, SegmentId, ServerEntry, ServerId, ShardId,
+    TableId, WorkerId,
 };
 use rangefold_transport::sim::{Config, Endpoint, HostId, Network};
 use rangefold_transport::{Link, Shell};
@@ -56,6 +57,7 @@ struct Server {
 }
 
 struct LaneProgram {
+    incarnation: Incarnation,
     round: Round,
     steps: VecDeque<Step>,
     finished: bool,
@@ -112,8 +114,12 @@ impl Cluster {
         let network = Network::new(scenario.seed, config);
         let mut manager = ManagerCore::new();
         for server in 0..scenario.servers {
-            let entry =
-                ServerEntry { server: ServerId(server), address: String::new(), shards: scenario.shards, host: 0 };
+            let entry = ServerEntry {
+                server: ServerId(server),
+                address: String::new(),
+                shards: scenario.shards,
+                host: 0,
+            };
             assert_eq!(manager.join(entry), Ok(()));
         }
         let create = |spec| manager.create_table(spec).unwrap_or_else(|error| panic!("{error}: {spec:?}"));
@@ -197,8 +203,10 @@ impl Cluster {
     fn stuck(&self, why: &str) -> String {
         let mut text = format!("B-b at {} ns: {why}", self.now());
         for (id, worker) in &self.workers {
-            let rounds: Vec<_> = worker.programs.iter().map(|(lane, p)| (lane.0, p.round, p.steps.len())).collect();
-            text += &format!("\n{id}: (lane, round, steps left) {rounds:?}, {}", worker.driver.core().describe());
+            let rounds: Vec<_> =
+                worker.programs.iter().map(|(lane, p)| (lane.0, p.round, p.steps.len())).collect();
+            text +=
+                &format!("\n{id}: (lane, round, steps left) {rounds:?}, {}", worker.driver.core().describe());
         }
         for server in &self.servers {
             text += &format!("\n{}\n  {:?}", server.node.core().describe(), server.node.counters());
@@ -207,12 +215,15 @@ impl Cluster {
     }
 
     fn finished(&self) -> bool {
-        let held: usize = self.workers.values().map(|worker| worker.programs.len()).sum();
-        held == self.scenario.parts as usize
-            && self.scheduler.started()
-            && self.workers.values().all(|worker| {
-                worker.programs.values().all(|program| program.finished) && worker.driver.core().open_tasks() == 0
-            })
+        // Every lane's holder, as the scheduler has it, lives and is done; a worker given up that thinks so does not count.
+        let done = |id: WorkerId, lane: Lane| {
+            let worker = self.workers.get(&id);
+            worker.is_some_and(|worker| worker.programs.get(&lane).is_some_and(|program| program.finished))
+        };
+        let held =
+            self.workers.keys().map(|&id| self.scheduler.lanes_of(id).filter(|&lane| done(id, lane)).count());
+        held.sum::<usize>() == self.scenario.parts as usize
+            && self.workers.values().all(|worker| worker.driver.core().open_tasks() == 0)
     }
 
     /// Turns whoever has something to do, each after a nap, so that several events meet in one turn.
@@ -234,7 +245,9 @@ impl Cluster {
         for id in ids {
             let Some(worker) = self.workers.get_mut(&id) else { continue };
             let answered = !worker.dials.borrow().answered.is_empty();
-            if worker.wake_ns.is_none_or(|wake| wake > now + 20_000) && (answered || self.network.has_events(worker.host)) {
+            if worker.wake_ns.is_none_or(|wake| wake > now + 20_000)
+                && (answered || self.network.has_events(worker.host))
+            {
                 worker.wake_ns = Some(now + self.chance.within(0..20_000));
             }
             if worker.wake_ns.is_some_and(|wake| wake <= now) {
@@ -250,20 +263,28 @@ impl Cluster {
         let turn = worker.driver.turn(now);
         worker.wake_ns = if turn.progressed { Some(now) } else { turn.deadline };
         for notice in worker.driver.take_notices() {
-            let Notice::Fenced(lane) = notice;
-            worker.programs.remove(&lane);
+            let Notice::Fenced(lane, incarnation) = notice;
+            if worker.programs.get(&lane).is_some_and(|program| program.incarnation == incarnation) {
+                worker.programs.remove(&lane);
+            }
         }
         let current = self.scheduler.view();
-        let ended: Vec<TaskId> = worker.pushes.keys().copied().filter(|&task| worker.driver.has_ended(task)).collect();
+        let ended: Vec<TaskId> =
+            worker.pushes.keys().copied().filter(|&task| worker.driver.has_ended(task)).collect();
         for task in ended {
             worker.pushes.remove(&task);
             match worker.driver.take_ended(task).map(|ended| ended.outcome) {
-                Some(Ok(())) => self.oracle.borrow().acknowledged(task).map_err(|broken| format!("at {now} ns: {broken}"))?,
+                Some(Ok(())) => self
+                    .oracle
+                    .borrow()
+                    .acknowledged(task)
+                    .map_err(|broken| format!("at {now} ns: {broken}"))?,
                 Some(Err(TaskError::Fenced(_))) => {}
                 other => return Err(format!("at {now} ns: push {task:?} ended as {other:?}")),
             }
         }
-        let ended: Vec<TaskId> = worker.pulls.keys().copied().filter(|&task| worker.driver.has_ended(task)).collect();
+        let ended: Vec<TaskId> =
+            worker.pulls.keys().copied().filter(|&task| worker.driver.has_ended(task)).collect();
         for task in ended {
             let Some(expected) = worker.pulls.remove(&task) else { continue };
             let Some(ended) = worker.driver.take_ended(task) else { continue };
@@ -304,14 +325,21 @@ impl Cluster {
                     Some(Step::Push { table, range }) => {
                         let spec = &self.scenario.tables[table];
                         let keys = usize::try_from(range.len()).unwrap_or(0);
-                        let Some(mut memory) = driver.buffer(keys * spec.pushed_bytes() as usize) else { break };
+                        let Some(mut memory) = driver.buffer(keys * spec.pushed_bytes() as usize) else {
+                            break;
+                        };
                         for (index, chunk) in memory.as_mut_bytes().chunks_exact_mut(8).enumerate() {
                             let one = index % spec.width as usize == lane.0 as usize;
                             chunk.copy_from_slice(&f64::from(u8::from(one)).to_le_bytes());
                         }
                         match driver.push(lane, self.tables[table], range, memory, Arguments::default()) {
                             Ok(task) => {
-                                self.oracle.borrow_mut().issued(task, program.round, self.tables[table], range);
+                                self.oracle.borrow_mut().issued(
+                                    task,
+                                    program.round,
+                                    self.tables[table],
+                                    range,
+                                );
                                 pushes.insert(task, ());
                                 self.coverage.pushes += 1;
                             }
@@ -334,7 +362,10 @@ impl Cluster {
                                 let own = own.then_some((lane, task.stamp));
                                 let view = driver.core().view().clone();
                                 let table = pull.table;
-                                pulls.insert(task, Expected { table, range, rounds_needed: needed, view, own });
+                                pulls.insert(
+                                    task,
+                                    Expected { table, range, rounds_needed: needed, view, own },
+                                );
                             }
                             Err(IssueError::Full) => break,
                             Err(error) => panic!("{error}"),
@@ -367,7 +398,8 @@ impl Cluster {
             }
             Act::TellWorker(id, command) => {
                 if let Some(worker) = self.workers.get_mut(&id) {
-                    let members = if let WorkerCommand::Run(members) = &command { members.clone() } else { Vec::new() };
+                    let members =
+                        if let WorkerCommand::Run(members) = &command { members.clone() } else { Vec::new() };
                     worker.driver.command(now, command);
                     worker.wake_ns = Some(now);
                     for member in members {
@@ -392,7 +424,8 @@ impl Cluster {
             Act::Leave(id) => {
                 self.scheduler.leave(id);
                 self.carry_orders();
-                if self.scheduler.workers() == 0 {
+                // A job needs somebody; one that has not begun needs all.
+                if self.scheduler.workers() == 0 || !self.scheduler.started() {
                     self.act(now + 1_000_000, Act::Join);
                 }
             }
@@ -415,8 +448,12 @@ impl Cluster {
             return;
         }
         let finished = member.first_round >= scenario.rounds;
-        let steps = if finished { VecDeque::new() } else { steps(scenario, member.lane, member.first_round).into() };
-        worker.programs.insert(member.lane, LaneProgram { round: member.first_round, steps, finished });
+        let steps =
+            if finished { VecDeque::new() } else { steps(scenario, member.lane, member.first_round).into() };
+        worker.programs.insert(
+            member.lane,
+            LaneProgram { incarnation: member.incarnation, round: member.first_round, steps, finished },
+        );
     }
 
     fn join(&mut self) {
@@ -492,7 +529,9 @@ impl Cluster {
         let index = self.servers.iter().position(|server| server.node.core().me() == shard);
         let server = index.map(|index| &mut self.servers[index]);
         let outcome = match server {
-            Some(server) if !self.chance.percent(10) && !self.network.is_partitioned(worker.host, server.host) => {
+            Some(server)
+                if !self.chance.percent(10) && !self.network.is_partitioned(worker.host, server.host) =>
+            {
                 let (ours, theirs): (Link, Link) = self.network.connect(worker.host, server.host);
                 server.node.command(now, NodeCommand::Adopt(theirs));
                 server.wake_ns = Some(now);
@@ -509,7 +548,9 @@ impl Cluster {
     fn fault(&mut self, fault: Fault) {
         let now = self.now();
         let pick = |of: u64, count: usize| usize::try_from(of % count.max(1) as u64).unwrap_or(0);
-        let worker_at = |index: u64| self.workers.iter().nth(pick(index, self.workers.len())).map(|(&id, w)| (id, w.host));
+        let worker_at = |index: u64| {
+            self.workers.iter().nth(pick(index, self.workers.len())).map(|(&id, w)| (id, w.host))
+        };
         match fault {
             Fault::BreakLink(index) => {
                 let links = self.network.links();
@@ -526,7 +567,8 @@ impl Cluster {
             }
             Fault::Slow { host, factor, for_ns } => {
                 let servers = self.servers.iter().map(|server| server.host);
-                let hosts: Vec<HostId> = servers.chain(self.workers.values().map(|worker| worker.host)).collect();
+                let hosts: Vec<HostId> =
+                    servers.chain(self.workers.values().map(|worker| worker.host)).collect();
                 let host = hosts[pick(host, hosts.len())];
                 self.network.slow(host, factor);
                 self.act(now + for_ns, Act::Speed(host));
@@ -558,7 +600,8 @@ impl Cluster {
         let segments: Vec<SegmentId> = self.manager.map().rows.keys().copied().collect();
         let segment = segments[pick(segment, segments.len())];
         let to = pick(server, self.servers.len());
-        let from = self.servers.iter().position(|server| server.node.core().owned().any(|owned| owned == segment));
+        let from =
+            self.servers.iter().position(|server| server.node.core().owned().any(|owned| owned == segment));
         // A segment between two owners stays where it goes.
         let Some(from) = from.filter(|&from| from != to) else { return };
         let shard = self.servers[to].node.core().me();
@@ -595,18 +638,23 @@ impl Cluster {
             for index in 0..spec.segments {
                 let segment = SegmentId::new(*table, index);
                 let range = spec.segment_range(index);
-                let owners: Vec<&Server> =
-                    self.servers.iter().filter(|server| server.node.core().owned().any(|owned| owned == segment)).collect();
+                let owners: Vec<&Server> = self
+                    .servers
+                    .iter()
+                    .filter(|server| server.node.core().owned().any(|owned| owned == segment))
+                    .collect();
                 let [owner] = owners[..] else {
                     return Err(format!("L-a {segment:?} has {} owners", owners.len()));
                 };
-                let mut bytes = vec![0; usize::try_from(range.len()).unwrap_or(0) * spec.value_bytes() as usize];
+                let mut bytes =
+                    vec![0; usize::try_from(range.len()).unwrap_or(0) * spec.value_bytes() as usize];
                 owner.node.store().copy_out(segment, range, &mut bytes);
                 let read = |chunk: &[u8]| f64::from_le_bytes(chunk.try_into().unwrap_or_default());
                 let values: Vec<f64> = bytes.chunks_exact(8).map(read).collect();
                 self.oracle.borrow().finished(*table, range, &values)?;
                 for lane in (0..self.scenario.parts).map(Lane) {
-                    let intervals = owner.node.core().applied(segment, lane).map_or(1, |clock| clock.intervals());
+                    let intervals =
+                        owner.node.core().applied(segment, lane).map_or(1, |clock| clock.intervals());
                     if intervals > 1 {
                         return Err(format!("X7 {segment:?}: {intervals} intervals of {lane} at rest"));
                     }

@@ -68,7 +68,9 @@ impl Oracle {
     pub fn new(scenario: &Scenario, tables: Vec<TableId>) -> Self {
         let contribution = |lane, round| {
             steps(scenario, lane, round).into_iter().find_map(|step| match step {
-                Step::Push { table, range } if scenario.tables[table].aggregation == Aggregation::Round => Some(range),
+                Step::Push { table, range } if scenario.tables[table].aggregation == Aggregation::Round => {
+                    Some(range)
+                }
                 _ => None,
             })
         };
@@ -108,19 +110,23 @@ impl Oracle {
 
     /// X1, X2, X3 and T-c, at every application.
     fn applied(&mut self, table: TableId, lane: Lane, stamp: Stamp, values: KeyRange) -> Result<(), String> {
-        let Some((at, issued)) = self.find(lane, stamp) else { return Err(format!("{lane} {stamp:?} was never issued")) };
+        let Some((at, issued)) = self.find(lane, stamp) else {
+            return Err(format!("{lane} {stamp:?} was never issued"));
+        };
         if issued.table != table || !issued.range.covers(values) {
             return Err(format!("{lane} {stamp:?} is {issued:?} and was applied to {values:?} of {table}"));
         }
         let aggregated = self.aggregated(table);
         for key in values.start..values.end {
-            let touches = |issued: &&Issued| issued.table == table && issued.range.covers(KeyRange::new(key, key + 1));
+            let touches =
+                |issued: &&Issued| issued.table == table && issued.range.covers(KeyRange::new(key, key + 1));
             let list = &self.issued[&(lane, stamp.incarnation())];
             let history = self.history.entry((table, key, lane)).or_default();
             let last = history.last().copied();
             if aggregated {
                 let touched = self.contributions[&lane].iter().take(issued.round as usize);
-                let before = touched.flatten().filter(|range| range.covers(KeyRange::new(key, key + 1))).count();
+                let before =
+                    touched.flatten().filter(|range| range.covers(KeyRange::new(key, key + 1))).count();
                 if last.is_some_and(|last| last >= u64::from(issued.round)) || history.len() != before {
                     return Err(format!(
                         "T-c key {key}: round {} of {lane} after {last:?}, {} of {before} before it",
@@ -134,11 +140,16 @@ impl Oracle {
                 let floor = stamp.incarnation().floor().0;
                 let own = last.filter(|&last| last > floor);
                 if last.is_some_and(|last| last >= stamp.0) {
-                    return Err(format!("X1/X2 key {key} of {table}: {lane} {stamp:?} after {:?}", last.map(Stamp)));
+                    return Err(format!(
+                        "X1/X2 key {key} of {table}: {lane} {stamp:?} after {:?}",
+                        last.map(Stamp)
+                    ));
                 }
                 if own != previous {
                     let (own, previous) = (own.map(Stamp), previous.map(Stamp));
-                    return Err(format!("X3 key {key} of {table}: {lane} {stamp:?} after {own:?}, not {previous:?}"));
+                    return Err(format!(
+                        "X3 key {key} of {table}: {lane} {stamp:?} after {own:?}, not {previous:?}"
+                    ));
                 }
                 history.push(stamp.0);
             }
@@ -151,12 +162,17 @@ impl Oracle {
     /// # Errors
     /// The key that misses it.
     pub fn acknowledged(&self, task: TaskId) -> Result<(), String> {
-        let Some((_, issued)) = self.find(task.lane, task.stamp) else { return Err(format!("{task:?} was never issued")) };
+        let Some((_, issued)) = self.find(task.lane, task.stamp) else {
+            return Err(format!("{task:?} was never issued"));
+        };
         let mark = if self.aggregated(issued.table) { u64::from(issued.round) } else { task.stamp.0 };
         for key in issued.range.start..issued.range.end {
             let history = self.history.get(&(issued.table, key, task.lane));
             if history.is_none_or(|history| history.binary_search(&mark).is_err()) {
-                return Err(format!("X4 {task:?} was acknowledged and is not in key {key} of {}", issued.table));
+                return Err(format!(
+                    "X4 {task:?} was acknowledged and is not in key {key} of {}",
+                    issued.table
+                ));
             }
         }
         Ok(())
@@ -173,15 +189,25 @@ impl Oracle {
             for (column, lane) in row.iter().zip((0..).map(Lane)) {
                 let history = self.history.get(&(expected.table, key, lane)).map_or(0, Vec::len);
                 if *column > history as f64 {
-                    return Err(format!("key {key} of {}: {column} pushes of {lane}, {history} applied", expected.table));
+                    return Err(format!(
+                        "key {key} of {}: {column} pushes of {lane}, {history} applied",
+                        expected.table
+                    ));
                 }
-                let Some(member) = expected.view.member(lane).filter(|member| current.member(lane) == Some(member)) else {
+                let Some(member) =
+                    expected.view.member(lane).filter(|member| current.member(lane) == Some(member))
+                else {
                     continue;
                 };
                 let rounds = expected.rounds_needed;
                 let touches = |range: &KeyRange| range.covers(KeyRange::new(key, key + 1));
                 let least = if aggregated {
-                    self.contributions[&lane].iter().take(rounds as usize).flatten().filter(|range| touches(range)).count()
+                    self.contributions[&lane]
+                        .iter()
+                        .take(rounds as usize)
+                        .flatten()
+                        .filter(|range| touches(range))
+                        .count()
                 } else {
                     let own = expected.own.filter(|(of, _)| *of == lane).map(|(_, stamp)| stamp);
                     let in_time = |i: &&Issued| i.round < rounds || own.is_some_and(|own| i.stamp <= own);
@@ -210,21 +236,27 @@ impl Oracle {
             for (column, lane) in row.iter().zip((0..).map(Lane)) {
                 let history = self.history.get(&(table, key, lane)).map_or(0, Vec::len);
                 if *column != history as f64 {
-                    return Err(format!("key {key} of {table} holds {column} of {lane}, {history} were applied"));
+                    return Err(format!(
+                        "key {key} of {table} holds {column} of {lane}, {history} were applied"
+                    ));
                 }
                 let touches = |range: &KeyRange| range.covers(KeyRange::new(key, key + 1));
                 let all = if self.aggregated(table) {
                     self.contributions[&lane].iter().flatten().filter(|range| touches(range)).count()
                 } else {
                     // What a lane's last holder issued is all there; of former holders, whatever was applied in time.
-                    let last = self.issued.range((lane, Incarnation(0))..=(lane, Incarnation(u32::MAX))).next_back();
+                    let last =
+                        self.issued.range((lane, Incarnation(0))..=(lane, Incarnation(u32::MAX))).next_back();
                     let Some((&(_, incarnation), list)) = last else { continue };
                     let all = list.iter().filter(|i| i.table == table && touches(&i.range)).count();
                     let floor = incarnation.floor().0;
                     let history = self.history.get(&(table, key, lane)).map_or(&[][..], Vec::as_slice);
                     let held = history.iter().filter(|&&stamp| stamp > floor).count();
                     if held != all {
-                        return Err(format!("key {key} of {table} has {held} of {all} pushes of {lane}'s last holder"));
+                        let stamps: Vec<Stamp> = history.iter().map(|&stamp| Stamp(stamp)).collect();
+                        return Err(format!(
+                            "key {key} of {table} has {held} of {all} pushes of {lane} under {incarnation:?}: {stamps:?}"
+                        ));
                     }
                     continue;
                 };

@@ -4,7 +4,7 @@
 //!
 //! Cost of a poll: a load for each 64 peers this endpoint ever had at once (16 at most), and then work only for peers
 //! at which something changed: a swap for each word with a bit set, two cache lines of indices a peer, one move of
-//! about 360 bytes a message. Peers take turns after [`QUOTA`] events each. Posting costs a compare and a move per
+//! about 360 bytes a message. Peers take turns after `QUOTA` events each. Posting costs a compare and a move per
 //! operation, then per peer touched a store, a locked bit and a fence: a batch is one of those, not one per message.
 
 use std::collections::VecDeque;

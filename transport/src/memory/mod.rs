@@ -6,7 +6,7 @@
 //! # How the two sides meet
 //!
 //! [`pair`] makes both sides at once; each may be adopted by an endpoint on any thread, at any time, or dropped.
-//! An endpoint has one [`Inbox`]: a bit per peer, "something may have changed at this peer", and the endpoint's
+//! An endpoint has one *inbox*: a bit per peer, "something may have changed at this peer", and the endpoint's
 //! waker. Adoption installs the endpoint's inbox in the pair; the other side marks its bit after each change:
 //! messages put, messages taken (the sender's completions), the end.
 //!

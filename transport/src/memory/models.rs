@@ -95,20 +95,24 @@ fn loom_completion_wakes_the_sender() {
     });
 }
 
-/// A message, then the end: the sleeper sees both, in this order.
+/// Two messages, each with its own wake-up, then the end: the sleeper sees all three, in this order.
 #[test]
 fn loom_end_comes_after_what_was_sent() {
     model(|| {
-        let (left, right) = pair(1, 1);
+        let (left, right) = pair(1, 2);
         let (mut sender, mut receiver) = (Polled::new(), Polled::new());
         let peer = sender.endpoint.adopt(left).expect("the first link");
         let _ = receiver.endpoint.adopt(right).expect("the first link");
         let other = thread::spawn(move || {
             send(&mut sender.endpoint, peer, 1);
+            send(&mut sender.endpoint, peer, 2);
             drop(sender);
         });
-        receiver.run_until_seen(2);
-        assert!(matches!(receiver.seen[..], [Event::Arrived { .. }, Event::Lost { .. }]));
+        receiver.run_until_seen(3);
+        assert!(matches!(
+            receiver.seen[..],
+            [Event::Arrived { .. }, Event::Arrived { .. }, Event::Lost { .. }]
+        ));
         other.join().expect("the sender does not fail");
     });
 }

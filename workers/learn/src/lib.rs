@@ -1,5 +1,5 @@
 //! Knows: sparse L1 logistic regression as arithmetic over lanes of rows and a table of weights.
-//! Knows not: sockets, servers, threads, clocks; nothing here waits or sends.
+//! Knows not: sockets, servers, threads, clocks; nothing but [`mod@train`] waits or sends.
 //! Called by: workers (lanes), servers (the key-local steps of [`proximal`]), the program that trains (plans).
 //! Paper: OSDI'14 §5.1, Algorithm 3, delayed block proximal gradient.
 //!
@@ -34,6 +34,7 @@
 //! | [`certificate`] | scale of the dual point, objective, bound, gap |
 //! | [`metrics`] | scores of a model on a file; area under the curve, accuracy |
 //! | [`bundled`] | the Adult data inside the binary |
+//! | [`mod@train`] | the distributed loop, over a cluster |
 //! | [`mod@reference`] | the whole algorithm in one thread, the oracle of the distributed run |
 //!
 //! # What is repeatable
@@ -57,3 +58,4 @@ pub mod plan;
 pub mod proximal;
 pub mod reference;
 pub mod replica;
+pub mod train;

@@ -100,6 +100,11 @@ impl<P> Flow<P> {
         Some(format!("{count} from {stamp:?} of round {round}, {next} sent, {state:?}, to {:?}", self.shard))
     }
 
+    /// Whether an acknowledgement is owed.
+    pub(super) fn is_owed(&self) -> bool {
+        !self.unacknowledged.is_empty()
+    }
+
     fn next_round(&self) -> Option<Round> {
         let live = self.state == State::Live;
         self.unacknowledged.get(self.next).filter(|_| live).map(|pending| pending.round)
@@ -188,8 +193,10 @@ impl<P: Clone> ClientCore<P> {
             ..Header::of(Kind::Push, self.job)
         };
         // A payload lies in memory, so positions in it fit usize.
-        let at = |key: Key| usize::try_from((key - pending.base) * u64::from(pushed_bytes)).unwrap_or(usize::MAX);
-        let body = SendBody::Values { payload: pending.payload.clone(), bytes: at(range.start)..at(range.end) };
+        let at =
+            |key: Key| usize::try_from((key - pending.base) * u64::from(pushed_bytes)).unwrap_or(usize::MAX);
+        let body =
+            SendBody::Values { payload: pending.payload.clone(), bytes: at(range.start)..at(range.end) };
         let arguments = pending.arguments;
         let mark = (header.stamp, range.end);
         self.counters.push_frames += 1;
@@ -210,7 +217,9 @@ impl<P: Clone> ClientCore<P> {
         if self.lanes.get(&lane).is_none_or(|state| state.member.incarnation != stamp.incarnation()) {
             return;
         }
-        while let Some(pending) = self.flows.get_mut(&(lane, segment)).and_then(|flow| flow.pop_covered(stamp)) {
+        while let Some(pending) =
+            self.flows.get_mut(&(lane, segment)).and_then(|flow| flow.pop_covered(stamp))
+        {
             self.piece_done(pending.task);
         }
     }

@@ -119,7 +119,10 @@ impl ClientLink {
 
     /// Whether anything waits for it.
     pub(super) fn wanted(&self) -> bool {
-        self.owed || !self.flows.is_empty() || !self.pieces.is_empty() || self.closes.values().any(|close| close.due)
+        self.owed
+            || !self.flows.is_empty()
+            || !self.pieces.is_empty()
+            || self.closes.values().any(|close| close.due)
     }
 
     pub(super) const fn has_room(&self) -> bool {

@@ -18,7 +18,7 @@ use crate::key::{Key, KeyRange};
 use crate::limits::Limits;
 use crate::map::ClusterMap;
 use crate::table::{Aggregation, TableSpec};
-use crate::time::{Nanos, Round, Stamp};
+use crate::time::{Incarnation, Nanos, Round, Stamp};
 use crate::view::{Member, View};
 use crate::wire::{self, Arguments, Extension, Header, Kind, Refusal};
 
@@ -69,6 +69,9 @@ pub enum IssueError {
         /// The table's length.
         len: u64,
     },
+    /// More arguments than a frame carries.
+    #[error("an update function takes at most {} arguments", Arguments::MAX)]
+    TooManyArguments,
     /// More bytes than could ever be under way.
     #[error("a push of {bytes} bytes exceeds the limit of {max}; push it in parts, or raise the limit")]
     TooLarge {
@@ -209,6 +212,8 @@ pub enum Output<P> {
     Fenced {
         /// Which.
         lane: Lane,
+        /// As which it was held here; the same lane may have come back as a higher one.
+        incarnation: Incarnation,
     },
     /// End a connection: the peer broke the protocol.
     Disconnect {
@@ -399,13 +404,25 @@ impl<P: Clone> ClientCore<P> {
 
     /// Per lane, the rounds whose tasks have all ended: what the scheduler is told (protocol.md N4).
     pub fn acknowledged(&self) -> impl Iterator<Item = (Lane, Round)> + '_ {
-        let oldest = |state: &LaneState| state.open.keys().next().copied().unwrap_or(state.round).min(state.round);
+        let oldest =
+            |state: &LaneState| state.open.keys().next().copied().unwrap_or(state.round).min(state.round);
         self.lanes.iter().map(move |(&lane, state)| (lane, oldest(state)))
     }
 
     /// Shards whose connection is not up although something waits for it, for messages to the operator.
     pub fn unreachable(&self) -> impl Iterator<Item = ShardId> + '_ {
         self.links.iter().filter(|(_, link)| link.id().is_none() && link.wanted()).map(|(&shard, _)| shard)
+    }
+
+    /// Shards that owe an answer: to a push that was sent, or a pull. For messages to the operator.
+    #[must_use]
+    pub fn waiting_for(&self) -> Vec<ShardId> {
+        let pushed = self.flows.values().filter(|flow| flow.is_owed()).filter_map(|flow| flow.shard);
+        let pulled = self.pieces.values().filter_map(|piece| self.map.owner(piece.segment));
+        let mut shards: Vec<ShardId> = pushed.chain(pulled).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        shards
     }
 
     /// What every lane waits for, for a report of a stall.
@@ -422,7 +439,10 @@ impl<P: Clone> ClientCore<P> {
         }
         for ((task, start), piece) in &self.pieces {
             let (needed, sent) = (piece.rounds_needed, piece.sent_on);
-            text += &format!("\n  pull {task:?} of {:?} from {start}: needs {needed} rounds, sent on {sent:?}", piece.segment);
+            text += &format!(
+                "\n  pull {task:?} of {:?} from {start}: needs {needed} rounds, sent on {sent:?}",
+                piece.segment
+            );
         }
         for (shard, link) in &self.links {
             text += &format!("\n  {shard:?}: {}", link.describe());
@@ -470,7 +490,8 @@ impl<P: Clone> ClientCore<P> {
         // An aggregated round holds credit until all its lanes have come: one round of this client's lanes must fit.
         let aggregated = spec.aggregation == Aggregation::Round;
         let lanes = if aggregated { self.lanes.len() as u64 } else { 1 };
-        let max = if aggregated { self.limits.push_bytes_per_link } else { u64::MAX }.min(self.limits.unacknowledged_bytes_max);
+        let max = if aggregated { self.limits.push_bytes_per_link } else { u64::MAX }
+            .min(self.limits.unacknowledged_bytes_max);
         if bytes.saturating_mul(lanes) > max {
             return Err(IssueError::TooLarge { bytes, max: max / lanes });
         }
@@ -526,7 +547,8 @@ impl<P: Clone> ClientCore<P> {
         let left = u32::try_from(pieces.len()).unwrap_or(u32::MAX);
         let task = self.begin(pull.lane, left, 0).ok_or(IssueError::NoLane(pull.lane))?;
         for (segment, range) in pieces {
-            let own = pull.own_pushes.then(|| self.flows.get(&(pull.lane, segment)).map(Flow::last)).flatten();
+            let own =
+                pull.own_pushes.then(|| self.flows.get(&(pull.lane, segment)).map(Flow::last)).flatten();
             let piece = Piece {
                 segment,
                 range,
@@ -654,7 +676,9 @@ impl<P: Clone> ClientCore<P> {
         let fenced: Vec<Lane> = self
             .lanes
             .values()
-            .filter(|held| self.view.member(held.member.lane).is_none_or(|m| m.incarnation > held.member.incarnation))
+            .filter(|held| {
+                self.view.member(held.member.lane).is_none_or(|m| m.incarnation > held.member.incarnation)
+            })
             .map(|held| held.member.lane)
             .collect();
         for lane in fenced {
@@ -668,8 +692,9 @@ impl<P: Clone> ClientCore<P> {
     }
 
     fn fence(&mut self, lane: Lane) {
+        let Some(incarnation) = self.lanes.get(&lane).map(|held| held.member.incarnation) else { return };
         self.drop_lane(lane);
-        self.effects.push_back(Output::Fenced { lane });
+        self.effects.push_back(Output::Fenced { lane, incarnation });
     }
 
     fn drop_lane(&mut self, lane: Lane) {
@@ -679,7 +704,8 @@ impl<P: Clone> ClientCore<P> {
         let of_lane = TaskId { lane, stamp: Stamp(0) }..=TaskId { lane, stamp: Stamp(u64::MAX) };
         let tasks: Vec<TaskId> = self.tasks.range(of_lane).map(|(&task, _)| task).collect();
         for task in tasks {
-            let ids: Vec<PieceId> = self.pieces.range((task, 0)..=(task, Key::MAX)).map(|(&id, _)| id).collect();
+            let ids: Vec<PieceId> =
+                self.pieces.range((task, 0)..=(task, Key::MAX)).map(|(&id, _)| id).collect();
             for id in ids {
                 self.forget_piece(id);
             }
@@ -778,7 +804,13 @@ impl<P: Clone> ClientCore<P> {
                     None => self.refuse_flow(header.lane, header.segment, refusal),
                 }
             }
-            Kind::Push | Kind::Pull | Kind::PullReply | Kind::Resume | Kind::Closed | Kind::Cancel | Kind::ViewUpdate => {
+            Kind::Push
+            | Kind::Pull
+            | Kind::PullReply
+            | Kind::Resume
+            | Kind::Closed
+            | Kind::Cancel
+            | Kind::ViewUpdate => {
                 self.violation(link, "a frame that only workers send");
             }
         }

@@ -97,8 +97,13 @@ impl<P: Clone> ClientCore<P> {
         let room = (self.limits.frame_bytes_max as usize / 4).max(1);
         let link = self.link_mut(shard);
         let lane = link.asks.first()?.0;
-        let segments: Vec<SegmentId> =
-            link.asks.iter().take_while(|(of, _)| *of == lane).take(room).map(|&(_, segment)| segment).collect();
+        let segments: Vec<SegmentId> = link
+            .asks
+            .iter()
+            .take_while(|(of, _)| *of == lane)
+            .take(room)
+            .map(|&(_, segment)| segment)
+            .collect();
         self.control.clear();
         for &segment in &segments {
             self.link_mut(shard).asks.remove(&(lane, segment));
@@ -122,8 +127,13 @@ impl<P: Clone> ClientCore<P> {
             let last = self.flows.get(&(lane, segment)).map_or(floor, super::flow::Flow::closed);
             wire::put_named(&mut self.control, (segment, row.assignment, last));
         }
-        let header =
-            Header { lane, round: state.round - 1, stamp: floor, previous: floor, ..Header::of(Kind::Closed, self.job) };
+        let header = Header {
+            lane,
+            round: state.round - 1,
+            stamp: floor,
+            previous: floor,
+            ..Header::of(Kind::Closed, self.job)
+        };
         Some(self.controlled(header))
     }
 
@@ -131,7 +141,8 @@ impl<P: Clone> ClientCore<P> {
     fn say_cancel(&mut self, shard: ShardId) -> Option<Said<P>> {
         let (task, segment, range) = self.link_mut(shard).cancels.pop_front()?;
         let (lane, stamp) = (task.lane, task.stamp);
-        let header = Header { lane, segment, stamp, range, previous: stamp, ..Header::of(Kind::Cancel, self.job) };
+        let header =
+            Header { lane, segment, stamp, range, previous: stamp, ..Header::of(Kind::Cancel, self.job) };
         Some((header, Extension::default(), SendBody::Empty))
     }
 
@@ -158,7 +169,9 @@ impl<P: Clone> ClientCore<P> {
         let closed = self.lowest_round();
         while self.link_mut(shard).may_pull() {
             let piece_id: PieceId = self.link_mut(shard).pieces.pop_front()?;
-            let Some(piece) = self.pieces.get_mut(&piece_id).filter(|piece| piece.sent_on.is_none()) else { continue };
+            let Some(piece) = self.pieces.get_mut(&piece_id).filter(|piece| piece.sent_on.is_none()) else {
+                continue;
+            };
             let Some(&row) = self.map.rows.get(&piece.segment) else { continue };
             // Since it was queued, the segment may have moved, or a lane may have come that is behind.
             if row.owner != shard || piece.rounds_needed > closed {
@@ -178,7 +191,10 @@ impl<P: Clone> ClientCore<P> {
                 ..Header::of(Kind::Pull, self.job)
             };
             let extension = Extension {
-                pull: Some(PullOptions { rounds_needed: piece.rounds_needed, patience_ms: piece.patience_ms }),
+                pull: Some(PullOptions {
+                    rounds_needed: piece.rounds_needed,
+                    patience_ms: piece.patience_ms,
+                }),
                 after: piece.own.map(|stamp| (task.lane, stamp)).into_iter().collect(),
                 ..Extension::default()
             };

@@ -71,9 +71,21 @@ impl ServerLink {
     }
 
     /// Owes an answer to a push; replaces an older one to the same lane and segment.
-    pub(super) fn answer_push(&mut self, kind: Kind, refusal: Option<Refusal>, header: &Header, clock: Stamp) {
-        let answer =
-            Answer { kind, refusal, lane: header.lane, segment: header.segment, stamp: clock, range: KeyRange::default() };
+    pub(super) fn answer_push(
+        &mut self,
+        kind: Kind,
+        refusal: Option<Refusal>,
+        header: &Header,
+        clock: Stamp,
+    ) {
+        let answer = Answer {
+            kind,
+            refusal,
+            lane: header.lane,
+            segment: header.segment,
+            stamp: clock,
+            range: KeyRange::default(),
+        };
         let same = |held: &&mut Answer| {
             held.lane == answer.lane && held.segment == answer.segment && held.range.is_empty()
         };
@@ -93,6 +105,18 @@ impl ServerLink {
             stamp: header.stamp,
             range: header.range,
         });
+    }
+
+    /// The peer asked what has arrived of these segments; asked twice before it is told, it is told once.
+    pub(super) fn owe_resume(&mut self, lane: Lane, asked: Vec<SegmentId>) {
+        match self.resumes.iter_mut().find(|(of, _)| *of == lane) {
+            Some((_, owed)) => {
+                owed.extend(asked);
+                owed.sort_unstable();
+                owed.dedup();
+            }
+            None => self.resumes.push_back((lane, asked)),
+        }
     }
 
     /// The peer is to hear of a segment's row, whatever it is by then.

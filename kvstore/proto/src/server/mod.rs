@@ -350,8 +350,9 @@ impl<P> ServerCore<P> {
             // Everybody must close its rounds at the new owner, also who has nothing under way here.
             link.owe_row(row.segment);
             enlist(&mut self.speakers, id, link);
-            let (gone, stay): (VecDeque<ParkedPull>, VecDeque<ParkedPull>) =
-                core::mem::take(&mut link.ready).into_iter().partition(|pull| pull.header.segment == row.segment);
+            let (gone, stay): (VecDeque<ParkedPull>, VecDeque<ParkedPull>) = core::mem::take(&mut link.ready)
+                .into_iter()
+                .partition(|pull| pull.header.segment == row.segment);
             link.ready = stay;
             link.acks.retain(|&(_, segment)| segment != row.segment);
             for pull in gone {
@@ -375,7 +376,9 @@ impl<P> ServerCore<P> {
             Input::Control { link, header, extension, body } if header.job == self.job => {
                 self.control_frame(link, &header, &extension, body);
             }
-            Input::Push { link, .. } | Input::Control { link, .. } => self.violation(link, "a frame of another job"),
+            Input::Push { link, .. } | Input::Control { link, .. } => {
+                self.violation(link, "a frame of another job")
+            }
             Input::Sent { link, reply } => self.sent(link, reply),
             Input::Map(map) => self.map.adopt(&map),
             Input::View(view) => self.adopt_view(view),
@@ -403,7 +406,9 @@ impl<P> ServerCore<P> {
                 Ok(rows) => {
                     for (row, _) in rows {
                         // Routing knowledge only: ownership begins with `accept`, never with a worker's word.
-                        if !self.segments.contains_key(&row.segment) && self.map.rows.contains_key(&row.segment) {
+                        if !self.segments.contains_key(&row.segment)
+                            && self.map.rows.contains_key(&row.segment)
+                        {
                             self.map.adopt_row(row);
                         }
                     }
@@ -435,7 +440,9 @@ impl<P> ServerCore<P> {
         while self.view.number > 0 {
             let Some((round, contributions)) = segment.complete_round(&self.view) else { break };
             self.counters.rounds += 1;
-            let Some(arguments) = contributions.first().map(|contribution| contribution.arguments) else { continue };
+            let Some(arguments) = contributions.first().map(|contribution| contribution.arguments) else {
+                continue;
+            };
             for contribution in contributions {
                 owe_ack(segment, &mut self.links, &mut self.speakers, contribution.lane);
                 if let Some(link) = self.links.get_mut(&contribution.link) {
@@ -477,7 +484,10 @@ impl<P> ServerCore<P> {
         };
         let Some(segment) = self.segments.get_mut(&header.segment) else { return self.turn_away(&pull) };
         let bytes = header.range.len().saturating_mul(u64::from(segment.value_bytes));
-        if header.range.is_empty() || !segment.range.covers(header.range) || bytes > u64::from(self.limits.frame_bytes_max) {
+        if header.range.is_empty()
+            || !segment.range.covers(header.range)
+            || bytes > u64::from(self.limits.frame_bytes_max)
+        {
             return self.refuse_pull(&pull, Kind::Refused, Some(Refusal::Shape));
         }
         //= protocol.md T3
@@ -575,8 +585,7 @@ impl<P> ServerCore<P> {
             link.answer_push(Kind::Fenced, None, header, header.stamp);
             return enlist(&mut self.speakers, id, link);
         }
-        link.resumes.retain(|(lane, _)| *lane != header.lane || asked.is_empty());
-        link.resumes.push_back((header.lane, asked));
+        link.owe_resume(header.lane, asked);
         enlist(&mut self.speakers, id, link);
     }
 
@@ -660,7 +669,9 @@ fn owe_ack<P>(
     lane: Lane,
 ) {
     let Some(state) = segment.lanes.get_mut(&lane) else { return };
-    let Some((id, link)) = state.link.and_then(|id| links.get_mut(&id).map(|link| (id, link))) else { return };
+    let Some((id, link)) = state.link.and_then(|id| links.get_mut(&id).map(|link| (id, link))) else {
+        return;
+    };
     if !state.ack_owed {
         state.ack_owed = true;
         link.acks.push((lane, segment.id));

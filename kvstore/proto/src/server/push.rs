@@ -116,7 +116,9 @@ impl<P> ServerCore<P> {
 
     /// Makes a lane's state ready for an incarnation that the view names; credits of what it replaces go back.
     pub(super) fn adopt_lane(&mut self, segment: SegmentId, lane: Lane, incarnation: Incarnation) {
-        let Some(replaced) = self.segments.get_mut(&segment).and_then(|s| s.adopt(lane, incarnation)) else { return };
+        let Some(replaced) = self.segments.get_mut(&segment).and_then(|s| s.adopt(lane, incarnation)) else {
+            return;
+        };
         for contribution in replaced {
             if let Some(link) = self.links.get_mut(&contribution.link) {
                 link.release(contribution.credit);
@@ -150,7 +152,15 @@ impl<P> ServerCore<P> {
     }
 
     /// Owes an answer to a push that was not applied, and lets its payload go.
-    fn answer_push(&mut self, id: LinkId, header: &Header, kind: Kind, refusal: Option<Refusal>, clock: Stamp, credit: u32) {
+    fn answer_push(
+        &mut self,
+        id: LinkId,
+        header: &Header,
+        kind: Kind,
+        refusal: Option<Refusal>,
+        clock: Stamp,
+        credit: u32,
+    ) {
         match kind {
             Kind::Fenced => self.counters.fenced += 1,
             Kind::WrongEpoch | Kind::NeedMap => self.counters.stale += 1,

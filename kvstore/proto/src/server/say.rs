@@ -78,7 +78,8 @@ impl<P> ServerCore<P> {
         let Answer { kind, refusal, lane, segment, stamp, range } = link.answers.pop_front()?;
         let for_pull = !range.is_empty();
         link.pulls_held -= u16::from(for_pull);
-        let mut header = Header { lane, segment, stamp, range, previous: stamp, ..Header::of(kind, self.job) };
+        let mut header =
+            Header { lane, segment, stamp, range, previous: stamp, ..Header::of(kind, self.job) };
         header.round = refusal.map_or(0, |refusal| refusal as u32);
         let control = reuse(&mut self.control);
         if kind == Kind::WrongEpoch
@@ -143,7 +144,8 @@ impl<P> ServerCore<P> {
         self.replies_in_flight += 1;
         self.counters.pulls += 1;
         // A pull's range fits a frame: it was checked when it came.
-        let bytes = u32::try_from(pull.header.range.len()).unwrap_or(u32::MAX).saturating_mul(segment.value_bytes);
+        let bytes =
+            u32::try_from(pull.header.range.len()).unwrap_or(u32::MAX).saturating_mul(segment.value_bytes);
         let header = Header {
             lane: pull.header.lane,
             segment: pull.header.segment,

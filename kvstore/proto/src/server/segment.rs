@@ -251,7 +251,13 @@ impl<P> Segment<P> {
     //= protocol.md T1
     /// A lane has closed `round`. `named` is the assignment under which it knows this segment and its last push here, if the
     /// close names it. The lane must be there (`adopt`).
-    pub(super) fn close(&mut self, view: &View, lane: Lane, round: Round, named: Option<(Assignment, Stamp)>) {
+    pub(super) fn close(
+        &mut self,
+        view: &View,
+        lane: Lane,
+        round: Round,
+        named: Option<(Assignment, Stamp)>,
+    ) {
         let before = self.member_rounds(view, lane);
         let Some(state) = self.lanes.get_mut(&lane) else { return };
         if named.is_none() && !state.closed.known {
@@ -294,7 +300,8 @@ impl<P> Segment<P> {
     /// Rounds that a member of the view has closed here, as far as they are admitted.
     pub(super) fn member_rounds(&self, view: &View, lane: Lane) -> Option<Round> {
         let member = view.member(lane)?;
-        let state = self.lanes.get(&lane).filter(|state| state.received.lowest().incarnation() == member.incarnation);
+        let state =
+            self.lanes.get(&lane).filter(|state| state.received.lowest().incarnation() == member.incarnation);
         let heard = state.map_or(0, |state| state.closed.rounds);
         let implied = state.map_or(0, |state| state.implied);
         Some(heard.max(implied).max(member.first_round))
@@ -342,7 +349,11 @@ impl<P> Segment<P> {
 
     /// Whether a pull that needs this may be answered (protocol.md T3).
     pub(super) fn admits(&mut self, view: &View, rounds_needed: Round, after: &[(Lane, Stamp)]) -> bool {
-        let needed = if cfg!(planted = "pull_a_round_early") { rounds_needed.saturating_sub(1) } else { rounds_needed };
+        let needed = if cfg!(planted = "pull_a_round_early") {
+            rounds_needed.saturating_sub(1)
+        } else {
+            rounds_needed
+        };
         let rounds = needed == 0 || (view.number > 0 && self.rounds_closed(view) >= needed);
         rounds && after.iter().all(|(lane, stamp)| self.covers(view, *lane, *stamp))
     }
@@ -365,7 +376,8 @@ impl<P> Segment<P> {
     /// Takes out the pulls that may be answered now, those that need the oldest rounds first.
     pub(super) fn wake(&mut self, view: &View, woken: &mut Vec<ParkedPull>) {
         if !self.parked.is_empty() {
-            let reached = self.rounds_closed(view).saturating_add(u32::from(cfg!(planted = "pull_a_round_early")));
+            let reached =
+                self.rounds_closed(view).saturating_add(u32::from(cfg!(planted = "pull_a_round_early")));
             while let Some(entry) = self.parked.first_entry() {
                 if *entry.key() > reached || view.number == 0 {
                     break;
@@ -399,7 +411,8 @@ impl<P> Segment<P> {
 
     /// What the segment waits for, in a line.
     pub(super) fn describe(&self, view: &View) -> String {
-        let mut text = format!("round {}, {} open, {} parked", self.next_round, self.open.len(), self.parked_count());
+        let mut text =
+            format!("round {}, {} open, {} parked", self.next_round, self.open.len(), self.parked_count());
         for member in &view.members {
             let rounds = self.member_rounds(view, member.lane);
             text += &format!("; {} from {} closed {rounds:?}", member.lane, member.first_round);

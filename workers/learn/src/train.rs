@@ -1,0 +1,360 @@
+//! Knows: the distributed loop of sparse L1 logistic regression: which table gets what in which round.
+//! Knows not: how a lane computes ([`crate::lane`]), what comes next ([`crate::plan`]), how anything travels.
+//! Called by: `rangefold train lr`, once per worker.
+//! Paper: OSDI'14 §5.1, Algorithm 3.
+//!
+//! Rounds of an epoch that begins at round c, with the tables they touch:
+//!
+//! | round | every lane pushes | then pulls, at least as of |
+//! | ----- | ----------------- | -------------------------- |
+//! | c | its gradient and its losses | both, c + 1 |
+//! | c + 1 | its part of the dual value | that, c + 2; everybody decides alike |
+//! | c + 2 | (one lane) nothing, with the jump's factor | the weights, c + 3 |
+//! | c + 3 + r | gradient and curvature of block r | the block, c + 4 + r |
+//!
+//! All tables are aggregated by rounds, so each round is applied once, whoever ran its lanes. A round of a block touches one
+//! segment: it is applied whole or not at all, so a lane that is done again by another worker meets the weights that the
+//! first one met. The rounds of a certificate leave the weights alone, with the same effect.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rangefold_proto::{Aggregation, ElementType, Round, TableSpec, UpdateFunction};
+use rangefold_transport::Endpoint;
+use rangefold_workers::driver::Dialer;
+use rangefold_workers::{Client, Error, PullTicket, Table};
+
+use crate::certificate::{Certificate, dual_scale};
+use crate::lane::Lane;
+use crate::libsvm::MalformedLine;
+use crate::mapping::Mapping;
+use crate::margin::MarginRangeError;
+use crate::part::{LoadError, Part, Survey, cut, survey};
+use crate::plan::{Decision, Epoch, LOSSES, Progress, Reason, Settings, SettingsError, decide};
+use crate::replica::Replica;
+
+/// Elements of a row of the table of weights: weight and anchor.
+const ROW: usize = 2;
+
+/// What a job is, the same for all its workers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Job {
+    /// Weight of the L1 penalty.
+    pub lambda: f64,
+    /// The certified gap at which the job is done.
+    pub gap: f64,
+    /// Bounded delay, in rounds.
+    pub delay: u32,
+    /// Seed of the order of blocks.
+    pub seed: u64,
+    /// Parts of the data, each a lane.
+    pub parts: u32,
+    /// Segments of the table of weights; a power of two. Fewer where there are fewer weights.
+    pub segments: u16,
+    /// Passes after which the job stops unfinished.
+    pub passes_max: f64,
+    /// How long a round may take before the job gives up.
+    pub deadline: Duration,
+}
+
+/// Why a worker's part of a job ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The data are malformed.
+    #[error(transparent)]
+    Malformed(#[from] MalformedLine),
+    /// The data do not fit.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The settings make no job.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A weight took margins out of their range.
+    #[error(transparent)]
+    Margin(#[from] MarginRangeError),
+    /// The cluster does not do what it should.
+    #[error(transparent)]
+    Cluster(#[from] Error),
+    /// There are more parts than the data have rows to give.
+    #[error("{parts} parts of {rows} rows; take fewer parts")]
+    TooManyParts {
+        /// Parts asked for.
+        parts: u32,
+        /// Rows there are.
+        rows: u64,
+    },
+}
+
+/// Why a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// As the plan says.
+    Planned(Reason),
+    /// A worker was interrupted; the weights are those of the last certificate.
+    Interrupted,
+}
+
+/// What a worker has at the end of a job.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The weights, the constant's last; the same at every worker.
+    pub weights: Vec<f64>,
+    /// Why it ended.
+    pub ended: Ended,
+    /// The last certificate, of these weights.
+    pub certificate: Certificate,
+    /// Passes, rounds, epochs.
+    pub progress: Progress,
+    /// Rows of the parts that this worker read.
+    pub rows: u64,
+}
+
+/// What a certificate showed, for whoever watches.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// The certificate.
+    pub certificate: Certificate,
+    /// Passes, rounds, epochs so far.
+    pub progress: Progress,
+    /// Rows in all parts.
+    pub rows: u64,
+}
+
+/// The tables of a job.
+struct Tables<E: Endpoint, D: Dialer> {
+    weights: Table<f64, E, D>,
+    gradient: Table<f64, E, D>,
+    losses: Table<f64, E, D>,
+    /// Dual value, and how many workers were interrupted.
+    dual: Table<f64, E, D>,
+}
+
+struct Worker<'a, E: Endpoint, D: Dialer> {
+    client: &'a Client<E, D>,
+    tables: Tables<E, D>,
+    job: &'a Job,
+    settings: Settings,
+    /// Names of the lanes in `replica`, in its order.
+    lanes: Vec<rangefold_proto::Lane>,
+    replica: Replica,
+    /// The job's round, the same for all lanes held.
+    round: Round,
+    interrupt: &'a AtomicBool,
+}
+
+/// Runs this worker's lanes to the end of the job. `watch` is told every certificate; `interrupt`, set at any time, ends the
+/// job for all workers at its next certificate.
+///
+/// Memory: the parts held, and a few vectors as long as the weights. Blocks for as long as the job takes.
+///
+/// # Errors
+/// [`TrainError`].
+pub fn train<E, D>(
+    client: &Client<E, D>,
+    job: &Job,
+    mapping: &Mapping,
+    interrupt: &AtomicBool,
+    mut watch: impl FnMut(&Seen),
+) -> Result<Outcome, TrainError>
+where
+    E: Endpoint + Send + 'static,
+    D: Dialer + Send + 'static,
+{
+    let survey = survey(mapping)?;
+    if survey.rows < u64::from(job.parts) {
+        return Err(TrainError::TooManyParts { parts: job.parts, rows: survey.rows });
+    }
+    let settings = settings(job, &survey);
+    settings.check()?;
+    let tables = tables(client, job, &settings)?;
+    let lanes = client.wait_for_lanes(job.deadline)?;
+    let ranges = cut(mapping.bytes(), job.parts as usize);
+    let mut parts = Vec::with_capacity(lanes.len());
+    let mut rows = 0;
+    for lane in &lanes {
+        let part = Part::load(mapping, ranges[lane.0 as usize].clone(), survey.features)?;
+        rows += part.labels.len() as u64;
+        parts.push(Lane::new(part));
+    }
+    let replica = Replica::new(settings.weights_len, parts);
+    let mut worker = Worker { client, tables, job, settings, lanes, replica, round: 0, interrupt };
+    let mut progress = Progress::new();
+    loop {
+        let (certificate, decision, interrupted) = worker.certify(&mut progress)?;
+        watch(&Seen { certificate, progress, rows: survey.rows });
+        let ended = match decision {
+            Decision::Run(_) if interrupted => Ended::Interrupted,
+            Decision::Stop(reason) => Ended::Planned(reason),
+            Decision::Run(epoch) => {
+                worker.jump(&epoch)?;
+                worker.run(&epoch)?;
+                continue;
+            }
+        };
+        client.flush(job.deadline)?;
+        return Ok(Outcome {
+            weights: worker.replica.weights().to_vec(),
+            ended,
+            certificate,
+            progress,
+            rows,
+        });
+    }
+}
+
+fn settings(job: &Job, survey: &Survey) -> Settings {
+    let weights_len = survey.weights_len();
+    let mut segments = usize::from(job.segments.max(1));
+    while segments > 1 && segments > weights_len {
+        segments /= 2;
+    }
+    Settings {
+        lambda: job.lambda,
+        gap: job.gap,
+        delay: job.delay as usize,
+        seed: job.seed,
+        weights_len,
+        segment_len: weights_len.div_ceil(segments),
+        passes_max: job.passes_max,
+    }
+}
+
+fn tables<E, D>(client: &Client<E, D>, job: &Job, settings: &Settings) -> Result<Tables<E, D>, Error>
+where
+    E: Endpoint + Send + 'static,
+    D: Dialer + Send + 'static,
+{
+    let segments = settings.weights_len.div_ceil(settings.segment_len).next_power_of_two();
+    // Segments of equal length: keys above the weights are there for that alone.
+    let len = (segments * settings.segment_len) as u64;
+    let table = |name: &str, len: u64, width: usize, update: UpdateFunction| {
+        let mut spec = TableSpec::dense(name, ElementType::F64, len, update);
+        spec.width = u32::try_from(width).unwrap_or(u32::MAX);
+        spec.aggregation = Aggregation::Round;
+        spec.segments = spec.segments.min(job.segments.max(1));
+        spec
+    };
+    let mut weights = table("lr/weights", len, ROW, UpdateFunction::ProximalL1);
+    weights.segments = u16::try_from(segments).unwrap_or(u16::MAX);
+    Ok(Tables {
+        weights: client.table(&weights)?,
+        gradient: client.table(&table(
+            "lr/gradient",
+            settings.weights_len as u64,
+            1,
+            UpdateFunction::Assign,
+        ))?,
+        losses: client.table(&table("lr/losses", 1, LOSSES, UpdateFunction::Assign))?,
+        dual: client.table(&table("lr/dual", 1, 2, UpdateFunction::Assign))?,
+    })
+}
+
+impl<E, D> Worker<'_, E, D>
+where
+    E: Endpoint + Send + 'static,
+    D: Dialer + Send + 'static,
+{
+    /// Ends the round of all lanes and waits until the next may start.
+    fn advance(&mut self) -> Result<(), TrainError> {
+        self.client.advance(self.job.deadline)?;
+        self.round += 1;
+        Ok(())
+    }
+
+    /// The certificate's rounds. Everybody has the same weights before, and comes to the same decision.
+    fn certify(&mut self, progress: &mut Progress) -> Result<(Certificate, Decision, bool), TrainError> {
+        // Quiescent: whatever is on its way is waited for.
+        self.client.set_delay(Some(0));
+        self.client.flush(self.job.deadline)?;
+        let weights_len = self.settings.weights_len;
+        let mut of_lane = vec![0.0; weights_len];
+        for (index, &lane) in self.lanes.iter().enumerate() {
+            self.replica.lanes()[index].full_gradient(&mut of_lane);
+            let _ = self.tables.gradient.push_as(lane, 0..weights_len as u64, &of_lane, &[])?;
+            let _ = self.tables.losses.push_as(lane, 0..1, &self.replica.losses(index), &[])?;
+        }
+        self.advance()?;
+        let gradient =
+            self.tables.gradient.pull_at(0..weights_len as u64, self.round)?.wait(self.job.deadline)?;
+        let losses = self.tables.losses.pull_at(0..1, self.round)?.wait(self.job.deadline)?;
+        let losses: [f64; LOSSES] = std::array::from_fn(|index| losses[index]);
+
+        let scale = dual_scale(&gradient, self.settings.lambda);
+        let interrupted = f64::from(u8::from(self.interrupt.load(Ordering::Relaxed)));
+        for (index, &lane) in self.lanes.iter().enumerate() {
+            let dual = self.replica.lanes()[index].dual(scale);
+            let _ = self.tables.dual.push_as(lane, 0..1, &[dual, interrupted], &[])?;
+        }
+        self.advance()?;
+        let dual = self.tables.dual.pull_at(0..1, self.round)?.wait(self.job.deadline)?;
+        let evidence = self.replica.evidence(&gradient, &losses, dual[0]);
+        let (certificate, decision) = decide(&self.settings, progress, &evidence);
+        Ok((certificate, decision, dual[1] > 0.0))
+    }
+
+    /// The round of the jump: the servers move every weight along its line, by the factor in the frame.
+    fn jump(&mut self, epoch: &Epoch) -> Result<(), TrainError> {
+        let keys = self.settings.weights_len as u64;
+        let first = rangefold_proto::Lane(0);
+        if self.lanes.contains(&first) {
+            let nothing = vec![0.0; self.settings.weights_len * ROW];
+            let _ = self.tables.weights.push_as(first, 0..keys, &nothing, &[epoch.jump_factor])?;
+        }
+        self.advance()?;
+        let rows = self.tables.weights.pull_at(0..keys, self.round)?.wait(self.job.deadline)?;
+        let (rows, _) = rows.as_chunks::<ROW>();
+        let (weights, anchors): (Vec<f64>, Vec<f64>) =
+            rows.iter().map(|&[weight, anchor]| (weight, anchor)).unzip();
+        // The worker's own jump gives the same bits and costs less than starting from what was pulled.
+        self.replica.jump(epoch)?;
+        if self.replica.weights() != weights || self.replica.anchors() != anchors {
+            self.replica.restore(&weights, &anchors)?;
+        }
+        Ok(())
+    }
+
+    /// The rounds of an epoch's blocks: each computed from weights that miss the last `delay` rounds at most.
+    fn run(&mut self, epoch: &Epoch) -> Result<(), TrainError> {
+        self.client.set_delay(Some(Round::try_from(epoch.delay).unwrap_or(Round::MAX)));
+        let mut pulls: VecDeque<PullTicket<f64, E, D>> = VecDeque::new();
+        let mut received = 0;
+        let (mut compact, mut dense) = (Vec::new(), Vec::new());
+        let arguments = [epoch.step.lambda, epoch.step.damping];
+        for round in 0..epoch.order.len() {
+            self.receive(epoch, &mut pulls, &mut received, epoch.rounds_needed(round))?;
+            let block = epoch.block(round);
+            let range = u64::from(block.range.start)..u64::from(block.range.end);
+            compact.resize(block.features.len() * ROW, 0.0);
+            dense.resize(block.range.len() * ROW, 0.0);
+            for (index, &lane) in self.lanes.iter().enumerate() {
+                self.replica.contribute(index, epoch, round, &mut compact);
+                block.spread(&compact, ROW, &mut dense);
+                let _ = self.tables.weights.push_as(lane, range.clone(), &dense, &arguments)?;
+            }
+            pulls.push_back(self.tables.weights.pull_at(range, self.round + 1)?);
+            self.advance()?;
+        }
+        self.receive(epoch, &mut pulls, &mut received, epoch.order.len())
+    }
+
+    /// Takes in the weights of all rounds below `until`, and of later ones that are there already, in order.
+    fn receive(
+        &mut self,
+        epoch: &Epoch,
+        pulls: &mut VecDeque<PullTicket<f64, E, D>>,
+        received: &mut usize,
+        until: usize,
+    ) -> Result<(), TrainError> {
+        while let Some(pull) = pulls.pop_front_if(|pull| *received < until || pull.is_done()) {
+            let rows = pull.wait(self.job.deadline)?;
+            let (rows, _) = rows.as_chunks::<ROW>();
+            let block = epoch.block(*received);
+            let weight = |&feature: &u32| rows[(feature - block.range.start) as usize][0];
+            let weights: Vec<f64> = block.features.iter().map(weight).collect();
+            self.replica.receive(&block.features, &weights)?;
+            *received += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,570 @@
+//! What a program holds: a client, its tables, tickets for what is under way.
+//! Knows shapes and deadlines; what may be sent when is the core's. Safe to share between threads.
+//! Source: OSDI'14 §3.2 (push and pull), §3.4 (tasks), §3.5 (consistency).
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use rangefold_proto::client::{Counters, IssueError, Pull, TaskError, TaskId};
+use rangefold_proto::wire::Arguments;
+use rangefold_proto::{ElementType, Incarnation, KeyRange, Lane, Round, TableId, TableSpec};
+use rangefold_transport::wait::Loop;
+use rangefold_transport::{Endpoint, SliceMut};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::baton::Baton;
+use crate::control::{Control, ControlError, Event};
+use crate::driver::{Dialer, Driver};
+use crate::session::{Callback, Session};
+
+/// How long calls without a deadline of their own may take.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a progress thread leaves outstanding work alone, in nanoseconds.
+const IDLE_NS: u64 = 1_000_000;
+
+/// Why a call did not do what it was asked to.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum Error {
+    /// It took longer than allowed. What was pushed goes on; a pull is given up.
+    #[error("{what} took longer than {after:?}; {waits_for}")]
+    Deadline {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        after: Duration,
+        /// The likely cause.
+        waits_for: String,
+    },
+    /// A task ended without success.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// A task was not taken.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The control plane refuses, or is gone.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The values are not as many as the range says.
+    #[error(
+        "{found} values for keys {range:?} of a table with {width} elements per key; {expected} are needed"
+    )]
+    Shape {
+        /// The keys.
+        range: KeyRange,
+        /// Elements per key.
+        width: u32,
+        /// Values given.
+        found: usize,
+        /// Values needed.
+        expected: u64,
+    },
+    /// The table holds elements of another type.
+    #[error("the table holds {found:?}, not {asked:?}")]
+    Element {
+        /// What it holds.
+        found: ElementType,
+        /// What was asked for.
+        asked: ElementType,
+    },
+    /// This worker holds no lane (yet, or any more).
+    #[error("this worker holds no lane: the job has not started, or its lanes were given to another worker")]
+    NoLane,
+    /// The cluster ended or gave this worker up.
+    #[error("the cluster has ended, or has given this worker up")]
+    Stopped,
+}
+
+/// A type of element that tables may hold.
+pub trait Element: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + Default + Send + 'static {
+    /// Its name on the wire.
+    const TYPE: ElementType;
+}
+
+impl Element for f32 {
+    const TYPE: ElementType = ElementType::F32;
+}
+
+impl Element for f64 {
+    const TYPE: ElementType = ElementType::F64;
+}
+
+struct Shared<E: Endpoint, D: Dialer> {
+    baton: Baton<Session<E, D>>,
+    control: Arc<dyn Control>,
+    /// Bounded delay of the next pulls and rounds; `u32::MAX` is eventual.
+    tau: AtomicU32,
+    /// Nanoseconds that calls have waited for others.
+    waited_ns: AtomicU64,
+}
+
+/// A worker's connection to a cluster. Clones share it.
+pub struct Client<E: Endpoint, D: Dialer>(Arc<Shared<E, D>>);
+
+impl<E: Endpoint, D: Dialer> Clone for Client<E, D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// A table as this worker reaches it. Clones share the connection.
+pub struct Table<T: Element, E: Endpoint, D: Dialer> {
+    client: Client<E, D>,
+    id: TableId,
+    spec: Arc<TableSpec>,
+    element: PhantomData<fn() -> T>,
+}
+
+/// A push under way. Dropping it does not stop the push.
+#[must_use = "an unacknowledged push is not safe yet: wait for it, or let the round do so"]
+pub struct Ticket<E: Endpoint, D: Dialer> {
+    client: Client<E, D>,
+    task: Option<TaskId>,
+}
+
+/// A pull under way. Dropping it gives the pull up.
+#[must_use = "a pull that nobody waits for is given up"]
+pub struct PullTicket<T: Element, E: Endpoint, D: Dialer> {
+    client: Client<E, D>,
+    task: Option<TaskId>,
+    element: PhantomData<fn() -> T>,
+}
+
+/// The values of a pull: `[n * width]`, in key order.
+pub struct Values<T: Element> {
+    memory: SliceMut,
+    element: PhantomData<fn() -> T>,
+}
+
+impl<T: Element> std::ops::Deref for Values<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match <[T]>::ref_from_bytes(self.memory.as_bytes()) {
+            Ok(values) => values,
+            Err(_) => unreachable!("memory of an arena is 64-byte aligned and was taken for whole elements"),
+        }
+    }
+}
+
+impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
+    /// A client over a driver and a control plane, with its progress thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn new(
+        driver: Driver<E, D>,
+        events: Receiver<Event>,
+        control: Arc<dyn Control>,
+        turns: Loop,
+        tau: Option<Round>,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            baton: Baton::new(Session::new(driver, events, Arc::clone(&control)), turns),
+            control,
+            tau: AtomicU32::new(tau.unwrap_or(Round::MAX)),
+            waited_ns: AtomicU64::new(0),
+        });
+        let weak = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("rangefold-progress".into()).spawn(move || {
+            // Ends with the last client.
+            while let Some(shared) = weak.upgrade() {
+                shared.progress();
+                drop(shared);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        })?;
+        Ok(Self(shared))
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.0.baton.clock().now_ns()
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut Session<E, D>) -> R) -> R {
+        self.0.baton.with(act)
+    }
+
+    /// Drives until `done` yields something.
+    fn wait<R>(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        mut done: impl FnMut(&mut Session<E, D>) -> Option<R>,
+    ) -> Result<R, Error> {
+        let begun_ns = self.now_ns();
+        let deadline_ns = begun_ns.saturating_add(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX));
+        let outcome = self.0.baton.drive(
+            |session| match done(session) {
+                Some(result) => Some(Ok(result)),
+                None if session.stopped => Some(Err(Error::Stopped)),
+                None => None,
+            },
+            deadline_ns,
+        );
+        self.0.waited_ns.fetch_add(self.now_ns().saturating_sub(begun_ns), Ordering::Relaxed);
+        outcome.unwrap_or_else(|| {
+            let waits_for = self.with(|session| session.waits_for());
+            Err(Error::Deadline { what, after: deadline, waits_for })
+        })
+    }
+
+    /// Waits until the scheduler has handed lanes to this worker, and returns them.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`], [`Error::Stopped`].
+    pub fn wait_for_lanes(&self, deadline: Duration) -> Result<Vec<Lane>, Error> {
+        self.wait("waiting for the job to start", deadline, |session| {
+            let lanes: Vec<Lane> = session.driver.core().lanes().collect();
+            (!lanes.is_empty()).then_some(lanes)
+        })
+    }
+
+    /// The lanes held now, and the round of each.
+    #[must_use]
+    pub fn lanes(&self) -> Vec<(Lane, Round)> {
+        self.with(|session| {
+            let core = session.driver.core();
+            core.lanes().map(|lane| (lane, core.round(lane).unwrap_or(0))).collect()
+        })
+    }
+
+    /// Makes a table, or attaches to the one with the same specification.
+    ///
+    /// # Errors
+    /// [`Error::Element`] when `T` is not what it holds, [`Error::Control`] from the manager, [`Error::Deadline`].
+    pub fn table<T: Element>(&self, spec: &TableSpec) -> Result<Table<T, E, D>, Error> {
+        if spec.element != T::TYPE {
+            return Err(Error::Element { found: spec.element, asked: T::TYPE });
+        }
+        let id = self.0.control.create_table(spec)?;
+        self.wait("waiting for the map with the table", DEADLINE, |session| {
+            session.driver.core().map().tables.contains_key(&id).then_some(())
+        })?;
+        Ok(Table { client: self.clone(), id, spec: Arc::new(spec.clone()), element: PhantomData })
+    }
+
+    /// Sets the bounded delay from the next round and pull on; `None` is eventual (OSDI'14 §3.5).
+    pub fn set_delay(&self, tau: Option<Round>) {
+        self.0.tau.store(tau.unwrap_or(Round::MAX), Ordering::Relaxed);
+    }
+
+    /// Ends the round of every lane held and waits until the next may start: all tasks of rounds before it less the delay
+    /// have ended. Returns the new round of the first lane.
+    ///
+    /// # Errors
+    /// [`Error::NoLane`], [`Error::Deadline`], [`Error::Stopped`].
+    pub fn advance(&self, deadline: Duration) -> Result<Round, Error> {
+        let round = self.with(|session| {
+            let lanes: Vec<Lane> = session.driver.core().lanes().collect();
+            let rounds: Vec<_> = lanes.into_iter().map(|lane| session.driver.advance(lane)).collect();
+            rounds.into_iter().next()
+        });
+        let round = round.ok_or(Error::NoLane)??;
+        let tau = self.0.tau.load(Ordering::Relaxed);
+        self.wait("waiting for the tasks of earlier rounds", deadline, |session| {
+            let core = session.driver.core();
+            core.lanes().all(|lane| core.may_start(lane, tau)).then_some(())
+        })?;
+        Ok(round)
+    }
+
+    /// Ends the round of one lane, without waiting.
+    ///
+    /// # Errors
+    /// [`Error::Issue`] when the lane is not held.
+    pub fn advance_lane(&self, lane: Lane) -> Result<Round, Error> {
+        Ok(self.with(|session| session.driver.advance(lane))?)
+    }
+
+    /// Waits until every task of this worker has ended.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`], [`Error::Stopped`].
+    pub fn flush(&self, deadline: Duration) -> Result<(), Error> {
+        self.wait("waiting for all tasks", deadline, |session| {
+            (session.driver.core().open_tasks() == 0).then_some(())
+        })
+    }
+
+    /// Waits until every worker of the job has called this as often.
+    ///
+    /// # Errors
+    /// [`Error::Control`], [`Error::Deadline`], [`Error::Stopped`].
+    pub fn barrier(&self, deadline: Duration) -> Result<(), Error> {
+        let target = self.with(|session| {
+            session.barriers_reached += 1;
+            session.barriers_reached
+        });
+        self.0.control.barrier()?;
+        self.wait("waiting at a barrier for the other workers", deadline, |session| {
+            (session.barriers >= target).then_some(())
+        })
+    }
+
+    /// Posts a notice that every worker can read, also one that comes later. The first of a name stays.
+    ///
+    /// # Errors
+    /// [`Error::Control`].
+    pub fn post(&self, name: &str, content: Vec<u8>) -> Result<(), Error> {
+        Ok(self.0.control.post(name, content)?)
+    }
+
+    /// Reads a notice.
+    ///
+    /// # Errors
+    /// [`Error::Control`].
+    pub fn notice(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.0.control.notice(name)?)
+    }
+
+    /// Lanes that were given to other workers since this was last asked, and as which incarnation each was held here.
+    pub fn take_fenced(&self) -> Vec<(Lane, Incarnation)> {
+        self.with(|session| std::mem::take(&mut session.fenced))
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.with(|session| session.driver.counters())
+    }
+
+    /// How long calls have waited for others.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.0.waited_ns.load(Ordering::Relaxed))
+    }
+
+    /// What everything waits for, in words, for a report of a stall.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.with(|session| session.driver.core().describe())
+    }
+
+    /// Tells the scheduler that this worker is done.
+    pub fn leave(&self) {
+        self.0.control.leave();
+    }
+
+    /// Issues, waiting for room if a bound is reached. `issue` leaves what it was given where it can be had again.
+    fn issue(
+        &self,
+        deadline: Duration,
+        mut issue: impl FnMut(&mut Session<E, D>) -> Result<TaskId, IssueError>,
+    ) -> Result<TaskId, Error> {
+        let outcome = self.with(|session| {
+            let outcome = issue(session);
+            session.flush_batch();
+            outcome
+        });
+        match outcome {
+            Err(IssueError::Full) => {}
+            outcome => return Ok(outcome?),
+        }
+        let issued =
+            self.wait("waiting for room to issue a task", deadline, |session| match issue(session) {
+                Err(IssueError::Full) => None,
+                outcome => Some(outcome),
+            })?;
+        Ok(issued?)
+    }
+}
+
+impl<E: Endpoint, D: Dialer> Shared<E, D> {
+    /// One look of the progress thread: if work is outstanding and nobody has driven lately, drive.
+    fn progress(&self) {
+        let now_ns = self.baton.clock().now_ns();
+        self.baton.try_with(|session| {
+            let idle = now_ns.saturating_sub(session.turned_ns) > IDLE_NS;
+            if idle && session.has_work() {
+                rangefold_transport::Shell::turn(session, now_ns);
+            }
+        });
+    }
+}
+
+impl<T: Element, E: Endpoint, D: Dialer> Clone for Table<T, E, D> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), id: self.id, spec: Arc::clone(&self.spec), element: PhantomData }
+    }
+}
+
+impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table<T, E, D> {
+    /// Its name on the wire.
+    #[must_use]
+    pub fn id(&self) -> TableId {
+        self.id
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn spec(&self) -> &TableSpec {
+        &self.spec
+    }
+
+    fn first_lane(&self) -> Result<(Lane, Round), Error> {
+        self.client.lanes().first().copied().ok_or(Error::NoLane)
+    }
+
+    /// Pushes `values: [n * width]` to the n keys of `range`, in the name of the worker's first lane.
+    ///
+    /// The values are copied here and nowhere else. Waits only for room.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Issue`] (keys outside the table, more than could ever be under way), [`Error::NoLane`],
+    /// [`Error::Deadline`] when there is no room for [`DEADLINE`].
+    pub fn push(&self, range: impl Into<KeyRange>, values: &[T]) -> Result<Ticket<E, D>, Error> {
+        let (lane, _) = self.first_lane()?;
+        self.push_as(lane, range, values, &[])
+    }
+
+    /// Pushes in the name of a lane, with arguments for the update function (at most four).
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_as(
+        &self,
+        lane: Lane,
+        range: impl Into<KeyRange>,
+        values: &[T],
+        arguments: &[f64],
+    ) -> Result<Ticket<E, D>, Error> {
+        let range = range.into();
+        let expected = range.len().saturating_mul(u64::from(self.spec.width));
+        if values.len() as u64 != expected {
+            return Err(Error::Shape { range, width: self.spec.width, found: values.len(), expected });
+        }
+        let arguments = Arguments::new(arguments).ok_or(IssueError::TooManyArguments)?;
+        let bytes = values.as_bytes();
+        let task = self.client.issue(DEADLINE, |session| {
+            let mut memory = session.driver.buffer(bytes.len()).ok_or(IssueError::Full)?;
+            memory.as_mut_bytes().copy_from_slice(bytes);
+            session.driver.push(lane, self.id, range, memory, arguments)
+        })?;
+        Ok(Ticket { client: self.client.clone(), task: Some(task) })
+    }
+
+    /// Pulls the n keys of `range`: at least all that every worker pushed in rounds before this worker's round less the
+    /// delay, and this worker's own pushes (not those to a table that is aggregated by rounds).
+    ///
+    /// # Errors
+    /// [`Error::Issue`], [`Error::NoLane`], [`Error::Deadline`] when there is no room for [`DEADLINE`].
+    pub fn pull(&self, range: impl Into<KeyRange>) -> Result<PullTicket<T, E, D>, Error> {
+        let (_, round) = self.first_lane()?;
+        let tau = self.client.0.tau.load(Ordering::Relaxed);
+        self.pull_at(range, round.saturating_sub(tau))
+    }
+
+    /// Pulls with at least all that every worker pushed in the first `rounds` rounds.
+    ///
+    /// # Errors
+    /// As [`Self::pull`].
+    pub fn pull_at(&self, range: impl Into<KeyRange>, rounds: Round) -> Result<PullTicket<T, E, D>, Error> {
+        let (lane, _) = self.first_lane()?;
+        let pull = Pull {
+            lane,
+            table: self.id,
+            range: range.into(),
+            rounds_needed: rounds,
+            own_pushes: self.spec.aggregation == rangefold_proto::Aggregation::None,
+            patience_ms: u32::MAX,
+        };
+        let task = self.client.issue(DEADLINE, |session| session.driver.pull(pull))?;
+        Ok(PullTicket { client: self.client.clone(), task: Some(task), element: PhantomData })
+    }
+
+    /// Pushes to a range and pulls it, in one round trip: the values hold the push.
+    ///
+    /// # Errors
+    /// As [`Self::push`] and [`Self::pull`].
+    pub fn push_pull(&self, range: impl Into<KeyRange>, values: &[T]) -> Result<PullTicket<T, E, D>, Error> {
+        let range = range.into();
+        drop(self.push(range, values)?);
+        self.pull(range)
+    }
+}
+
+impl<E: Endpoint, D: Dialer> Ticket<E, D> {
+    /// Whether the push has ended.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.task.is_none_or(|task| self.client.0.baton.with(|session| session.driver.has_ended(task)))
+    }
+}
+
+impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Ticket<E, D> {
+    /// Waits until every owner has acknowledged the push.
+    ///
+    /// # Errors
+    /// [`Error::Task`], [`Error::Deadline`] (the push goes on), [`Error::Stopped`].
+    pub fn wait(mut self, deadline: Duration) -> Result<(), Error> {
+        let Some(task) = self.task.take() else { return Ok(()) };
+        let ended =
+            self.client.wait("waiting for a push", deadline, |session| session.driver.take_ended(task));
+        if ended.is_err() {
+            self.task = Some(task);
+        }
+        Ok(ended?.outcome?)
+    }
+
+    /// Calls back when the push has ended, on the thread that drives then. The callback must not call the client.
+    pub fn on_done(mut self, callback: impl FnOnce() + Send + 'static) {
+        let Some(task) = self.task.take() else { return };
+        let callback: Callback = Box::new(callback);
+        self.client.with(|session| session.call_back_at_end(task, callback));
+    }
+}
+
+impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> PullTicket<T, E, D> {
+    /// Whether the values are there.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.task.is_none_or(|task| self.client.with(|session| session.driver.has_ended(task)))
+    }
+
+    /// Waits for the values.
+    ///
+    /// # Errors
+    /// [`Error::Task`], [`Error::Deadline`] (the pull is given up), [`Error::Stopped`].
+    pub fn wait(mut self, deadline: Duration) -> Result<Values<T>, Error> {
+        let Some(task) = self.task else { return Err(Error::Task(TaskError::Cancelled)) };
+        let ended =
+            self.client.wait("waiting for a pull", deadline, |session| session.driver.take_ended(task))?;
+        self.task = None;
+        ended.outcome?;
+        let memory = ended.values.ok_or(Error::Task(TaskError::Cancelled))?;
+        Ok(Values { memory, element: PhantomData })
+    }
+
+    /// Waits for the values and copies them into `out: [n * width]`.
+    ///
+    /// # Errors
+    /// As [`Self::wait`]; [`Error::Shape`] when `out` is not as long.
+    pub fn wait_into(self, out: &mut [T], deadline: Duration) -> Result<(), Error> {
+        let values = self.wait(deadline)?;
+        if values.len() != out.len() {
+            let range = KeyRange::default();
+            return Err(Error::Shape { range, width: 1, found: out.len(), expected: values.len() as u64 });
+        }
+        out.copy_from_slice(&values);
+        Ok(())
+    }
+}
+
+impl<E: Endpoint, D: Dialer> Drop for Ticket<E, D> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task {
+            self.client.0.baton.with(|session| session.driver.forget(task));
+        }
+    }
+}
+
+impl<T: Element, E: Endpoint, D: Dialer> Drop for PullTicket<T, E, D> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task {
+            self.client.0.baton.with(|session| session.driver.cancel(task));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A driver and the events of its control plane, turned together; what the baton is handed over with.
+//! Knows both queues; decides nothing. Held by `handle.rs` under the baton.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use rangefold_proto::client::TaskId;
+use rangefold_proto::{Incarnation, Lane, Round};
+use rangefold_transport::{Endpoint, Shell, Turn};
+
+use crate::control::{Control, Event};
+use crate::driver::{Dialer, Driver, Notice};
+
+/// Control events of one turn, at most.
+const EVENTS_PER_TURN: usize = 64;
+/// How often a worker says how far it is, in nanoseconds.
+const REPORT_NS: u64 = 50_000_000;
+
+/// Called when a task has ended, by the thread that drives; must not call back into the client.
+pub(crate) type Callback = Box<dyn FnOnce() + Send>;
+
+/// A driver with its control plane.
+pub(crate) struct Session<E: Endpoint, D: Dialer> {
+    pub(crate) driver: Driver<E, D>,
+    events: Receiver<Event>,
+    control: Arc<dyn Control>,
+    pub(crate) callbacks: BTreeMap<TaskId, Callback>,
+    /// Barriers that everybody has reached, and this worker by itself.
+    pub(crate) barriers: u64,
+    pub(crate) barriers_reached: u64,
+    /// Lanes that another worker has now.
+    pub(crate) fenced: Vec<(Lane, Incarnation)>,
+    pub(crate) stopped: bool,
+    /// Nanoseconds when the session was last turned, and when it last reported.
+    pub(crate) turned_ns: u64,
+    reported_ns: u64,
+    reported: Vec<(Lane, Round)>,
+}
+
+impl<E: Endpoint, D: Dialer> Session<E, D> {
+    pub(crate) fn new(driver: Driver<E, D>, events: Receiver<Event>, control: Arc<dyn Control>) -> Self {
+        Self {
+            driver,
+            events,
+            control,
+            callbacks: BTreeMap::new(),
+            barriers: 0,
+            barriers_reached: 0,
+            fenced: Vec::new(),
+            stopped: false,
+            turned_ns: 0,
+            reported_ns: 0,
+            reported: Vec::new(),
+        }
+    }
+
+    fn event(&mut self, now_ns: u64, event: Event) {
+        match event {
+            Event::Driver(command) => self.driver.command(now_ns, command),
+            Event::Barrier(number) => self.barriers = self.barriers.max(number),
+            Event::Stop => self.stopped = true,
+        }
+    }
+
+    /// Tells the scheduler how far the lanes are, if that has changed and it was not told lately.
+    fn report(&mut self, now_ns: u64) {
+        if now_ns.saturating_sub(self.reported_ns) < REPORT_NS {
+            return;
+        }
+        self.reported_ns = now_ns;
+        let acknowledged: Vec<(Lane, Round)> = self.driver.core().acknowledged().collect();
+        if acknowledged != self.reported {
+            // A worker that was given up hears of it as an event; the report's own refusal says no more.
+            let _ = self.control.report(&acknowledged);
+            self.reported = acknowledged;
+        }
+    }
+
+    /// Whether anything is under way that a turn could move.
+    pub(crate) fn has_work(&self) -> bool {
+        self.driver.core().open_tasks() > 0 || !self.events.is_empty()
+    }
+
+    /// Posts what was issued, without reading anything.
+    pub(crate) fn flush_batch(&mut self) {
+        self.driver.post();
+    }
+
+    /// Calls back when a task has ended, or now if it has.
+    pub(crate) fn call_back_at_end(&mut self, task: TaskId, callback: Callback) {
+        if self.driver.core().is_open(task) {
+            self.callbacks.insert(task, callback);
+        } else {
+            self.driver.forget(task);
+            callback();
+        }
+    }
+
+    /// The likely cause of a wait, in a sentence.
+    pub(crate) fn waits_for(&self) -> String {
+        let core = self.driver.core();
+        let unreachable: Vec<String> = core.unreachable().map(|shard| format!("{shard:?}")).collect();
+        if !unreachable.is_empty() {
+            return format!("not reachable: {}", unreachable.join(", "));
+        }
+        if core.open_tasks() == 0 {
+            return "this worker has nothing under way: it waits for other workers or for the scheduler"
+                .into();
+        }
+        let waiting = core.waiting_for();
+        let names: Vec<String> = waiting.iter().map(|shard| format!("{shard:?}")).collect();
+        format!(
+            "{} tasks are open, waiting for {}; a server may be stopped, or another worker late",
+            core.open_tasks(),
+            names.join(", ")
+        )
+    }
+
+    fn call_back(&mut self) {
+        if self.callbacks.is_empty() {
+            return;
+        }
+        let ended: Vec<TaskId> =
+            self.callbacks.keys().copied().filter(|&task| self.driver.has_ended(task)).collect();
+        for task in ended {
+            self.driver.forget(task);
+            if let Some(callback) = self.callbacks.remove(&task) {
+                callback();
+            }
+        }
+    }
+}
+
+impl<E: Endpoint, D: Dialer> Shell for Session<E, D> {
+    type Endpoint = E;
+
+    fn turn(&mut self, now_ns: u64) -> Turn {
+        self.turned_ns = now_ns;
+        let mut told = false;
+        for _ in 0..EVENTS_PER_TURN {
+            let Ok(event) = self.events.try_recv() else { break };
+            self.event(now_ns, event);
+            told = true;
+        }
+        let turn = self.driver.turn(now_ns);
+        for notice in self.driver.take_notices() {
+            let Notice::Fenced(lane, incarnation) = notice;
+            self.fenced.push((lane, incarnation));
+        }
+        self.call_back();
+        self.report(now_ns);
+        Turn { progressed: turn.progressed || told, ..turn }
+    }
+
+    fn endpoint(&mut self) -> &mut E {
+        self.driver.endpoint()
+    }
+}
