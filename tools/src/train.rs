@@ -136,7 +136,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         Ended::Interrupted => {
             match &arguments.model {
                 Some(path) => {
-                    eprintln!("rangefold: interrupted; the weights so far are in {}", path.display())
+                    eprintln!("rangefold: interrupted; the weights so far are in {}", path.display());
                 }
                 None => eprintln!("rangefold: interrupted; no weights were saved (--model FILE saves them)"),
             }

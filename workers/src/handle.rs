@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use rangefold_proto::client::{Counters, IssueError, Pull, TaskError, TaskId};
 use rangefold_proto::wire::Arguments;
-use rangefold_proto::{ElementType, Incarnation, KeyRange, Lane, Round, TableId, TableSpec};
+use rangefold_proto::{ElementType, Incarnation, KeyRange, Lane, Member, Round, TableId, TableSpec};
 use rangefold_transport::wait::Loop;
 use rangefold_transport::{Endpoint, SliceMut};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -72,6 +72,10 @@ pub enum Error {
     /// This worker holds no lane (yet, or any more).
     #[error("this worker holds no lane: the job has not started, or its lanes were given to another worker")]
     NoLane,
+    /// The lanes held are not those that [`Client::attend`] named: some were given to others, or to this worker. What was
+    /// waited for goes on.
+    #[error("the scheduler has changed the lanes that this worker holds")]
+    LanesChanged,
     /// The cluster ended or gave this worker up.
     #[error("the cluster has ended, or has given this worker up")]
     Stopped,
@@ -200,6 +204,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
             |session| match done(session) {
                 Some(result) => Some(Ok(result)),
                 None if session.stopped => Some(Err(Error::Stopped)),
+                None if session.lanes_changed() => Some(Err(Error::LanesChanged)),
                 None => None,
             },
             deadline_ns,
@@ -231,6 +236,17 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         })
     }
 
+    /// Takes note of the lanes held now and returns them. From here on calls that wait end with [`Error::LanesChanged`] when
+    /// lanes are taken from or given to this worker, so that it can do its part: run what it was given, from the round where it
+    /// stands.
+    pub fn attend(&self) -> Vec<Member> {
+        self.with(|session| {
+            let members: Vec<Member> = session.driver.core().members().collect();
+            session.attended = Some(members.clone());
+            members
+        })
+    }
+
     /// Makes a table, or attaches to the one with the same specification.
     ///
     /// # Errors
@@ -251,24 +267,30 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         self.0.tau.store(tau.unwrap_or(Round::MAX), Ordering::Relaxed);
     }
 
-    /// Ends the round of every lane held and waits until the next may start: all tasks of rounds before it less the delay
-    /// have ended. Returns the new round of the first lane.
+    /// Ends the round of every lane held and waits until the next may start ([`Self::wait_for_round`]). Returns the new round
+    /// of the first lane.
     ///
     /// # Errors
     /// [`Error::NoLane`], [`Error::Deadline`], [`Error::Stopped`].
     pub fn advance(&self, deadline: Duration) -> Result<Round, Error> {
-        let round = self.with(|session| {
-            let lanes: Vec<Lane> = session.driver.core().lanes().collect();
-            let rounds: Vec<_> = lanes.into_iter().map(|lane| session.driver.advance(lane)).collect();
-            rounds.into_iter().next()
-        });
-        let round = round.ok_or(Error::NoLane)??;
+        let lanes = self.lanes();
+        let rounds =
+            lanes.iter().map(|&(lane, _)| self.advance_lane(lane)).collect::<Result<Vec<Round>, Error>>()?;
+        let round = rounds.first().copied().ok_or(Error::NoLane)?;
+        self.wait_for_round(deadline)?;
+        Ok(round)
+    }
+
+    /// Waits until the present round of every lane held may start: all tasks of rounds before it less the delay have ended.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`], [`Error::Stopped`], [`Error::LanesChanged`].
+    pub fn wait_for_round(&self, deadline: Duration) -> Result<(), Error> {
         let tau = self.0.tau.load(Ordering::Relaxed);
         self.wait("waiting for the tasks of earlier rounds", deadline, |session| {
             let core = session.driver.core();
             core.lanes().all(|lane| core.may_start(lane, tau)).then_some(())
-        })?;
-        Ok(round)
+        })
     }
 
     /// Ends the round of one lane, without waiting.
@@ -527,8 +549,17 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> PullT
     /// Waits for the values.
     ///
     /// # Errors
-    /// [`Error::Task`], [`Error::Deadline`] (the pull is given up), [`Error::Stopped`].
+    /// As [`Self::wait_once`]; the pull is given up then.
     pub fn wait(mut self, deadline: Duration) -> Result<Values<T>, Error> {
+        self.wait_once(deadline)
+    }
+
+    /// Waits for the values; after an error that is not the task's own it may be waited for again. Once they were handed out
+    /// the ticket is spent.
+    ///
+    /// # Errors
+    /// [`Error::Task`], [`Error::Deadline`], [`Error::Stopped`], [`Error::LanesChanged`].
+    pub fn wait_once(&mut self, deadline: Duration) -> Result<Values<T>, Error> {
         let Some(task) = self.task else { return Err(Error::Task(TaskError::Cancelled)) };
         let ended =
             self.client.wait("waiting for a pull", deadline, |session| session.driver.take_ended(task))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 use rangefold_proto::client::TaskId;
-use rangefold_proto::{Incarnation, Lane, Round};
+use rangefold_proto::{Incarnation, Lane, Member, Round};
 use rangefold_transport::{Endpoint, Shell, Turn};
 
 use crate::control::{Control, Event};
@@ -32,6 +32,8 @@ pub(crate) struct Session<E: Endpoint, D: Dialer> {
     /// Lanes that another worker has now.
     pub(crate) fenced: Vec<(Lane, Incarnation)>,
     pub(crate) stopped: bool,
+    /// The lanes that the program knows it holds; waiting calls return when they are not those held any more.
+    pub(crate) attended: Option<Vec<Member>>,
     /// Nanoseconds when the session was last turned, and when it last reported.
     pub(crate) turned_ns: u64,
     reported_ns: u64,
@@ -49,6 +51,7 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
             barriers_reached: 0,
             fenced: Vec::new(),
             stopped: false,
+            attended: None,
             turned_ns: 0,
             reported_ns: 0,
             reported: Vec::new(),
@@ -75,6 +78,16 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
             let _ = self.control.report(&acknowledged);
             self.reported = acknowledged;
         }
+    }
+
+    /// Whether the lanes held are not those that the program knows of.
+    pub(crate) fn lanes_changed(&self) -> bool {
+        let Some(attended) = &self.attended else { return false };
+        let same = |(known, held): (&Member, Member)| {
+            (known.lane, known.incarnation) == (held.lane, held.incarnation)
+        };
+        let held = self.driver.core().members();
+        held.count() != attended.len() || !attended.iter().zip(self.driver.core().members()).all(same)
     }
 
     /// Whether anything is under way that a turn could move.

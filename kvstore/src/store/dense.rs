@@ -117,7 +117,7 @@ impl DenseSegment {
     ) {
         match self.update {
             UpdateFunction::Assign | UpdateFunction::Add => {
-                typed!(self, apply_elements(values, payload, bytes))
+                typed!(self, apply_elements(values, payload, bytes));
             }
             // Works on whole rows, which a payload may cut anywhere: gathered first.
             UpdateFunction::ProximalL1 => {

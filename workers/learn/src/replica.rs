@@ -44,6 +44,28 @@ impl Replica {
         self.lanes.iter_mut().try_for_each(|lane| lane.restore(weights))
     }
 
+    /// Takes in a lane, brought to the replica's weights. It is the last one then. Cost: that of [`Lane::restore`].
+    ///
+    /// # Errors
+    /// A weight takes margins out of their range.
+    ///
+    /// # Panics
+    /// The lane is for another number of weights.
+    pub fn add(&mut self, mut lane: Lane) -> Result<(), MarginRangeError> {
+        assert_eq!(lane.weights_len(), self.weights.len(), "a lane of this model");
+        lane.restore(&self.weights)?;
+        self.lanes.push(lane);
+        Ok(())
+    }
+
+    /// Lets a lane go.
+    ///
+    /// # Panics
+    /// The lane does not exist.
+    pub fn remove(&mut self, lane: usize) -> Lane {
+        self.lanes.remove(lane)
+    }
+
     /// The weights: `[weights_len]`.
     #[must_use]
     pub fn weights(&self) -> &[f64] {

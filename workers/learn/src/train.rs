@@ -17,13 +17,14 @@
 //! first one met. The rounds of a certificate leave the weights alone, with the same effect.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rangefold_proto::{Aggregation, ElementType, Round, TableSpec, UpdateFunction};
+use rangefold_proto::{Aggregation, ElementType, Member, Round, TableSpec, UpdateFunction};
 use rangefold_transport::Endpoint;
 use rangefold_workers::driver::Dialer;
-use rangefold_workers::{Client, Error, PullTicket, Table};
+use rangefold_workers::{Client, Error, PullTicket, Table, Values};
 
 use crate::certificate::{Certificate, dual_scale};
 use crate::lane::Lane;
@@ -130,17 +131,34 @@ struct Tables<E: Endpoint, D: Dialer> {
     dual: Table<f64, E, D>,
 }
 
+/// What the rounds that are not applied yet consist of, for a lane that has to do them again.
+#[derive(Clone)]
+enum Phase {
+    /// The round of gradients and losses.
+    Gradient,
+    /// The round of dual values, at this scale.
+    Dual { scale: f64 },
+    /// The round of the jump.
+    Jump { factor: f64 },
+    /// The rounds of an epoch's blocks, the first of them at this round of the job.
+    Blocks { first: Round, epoch: Arc<Epoch> },
+}
+
 struct Worker<'a, E: Endpoint, D: Dialer> {
     client: &'a Client<E, D>,
     tables: Tables<E, D>,
     job: &'a Job,
+    mapping: &'a Mapping,
+    survey: Survey,
     settings: Settings,
-    /// Names of the lanes in `replica`, in its order.
-    lanes: Vec<rangefold_proto::Lane>,
+    /// The lanes in `replica`, in its order.
+    members: Vec<Member>,
     replica: Replica,
-    /// The job's round, the same for all lanes held.
+    /// The job's round: all lanes held have closed the rounds below it.
     round: Round,
+    phase: Phase,
     interrupt: &'a AtomicBool,
+    rows: u64,
 }
 
 /// Runs this worker's lanes to the end of the job. `watch` is told every certificate; `interrupt`, set at any time, ends the
@@ -168,17 +186,25 @@ where
     let settings = settings(job, &survey);
     settings.check()?;
     let tables = tables(client, job, &settings)?;
-    let lanes = client.wait_for_lanes(job.deadline)?;
-    let ranges = cut(mapping.bytes(), job.parts as usize);
-    let mut parts = Vec::with_capacity(lanes.len());
-    let mut rows = 0;
-    for lane in &lanes {
-        let part = Part::load(mapping, ranges[lane.0 as usize].clone(), survey.features)?;
-        rows += part.labels.len() as u64;
-        parts.push(Lane::new(part));
-    }
-    let replica = Replica::new(settings.weights_len, parts);
-    let mut worker = Worker { client, tables, job, settings, lanes, replica, round: 0, interrupt };
+    client.wait_for_lanes(job.deadline)?;
+    let replica = Replica::new(settings.weights_len, Vec::new());
+    let phase = Phase::Gradient;
+    let (members, round, rows) = (Vec::new(), 0, 0);
+    let mut worker = Worker {
+        client,
+        tables,
+        job,
+        mapping,
+        survey,
+        settings,
+        members,
+        replica,
+        round,
+        phase,
+        interrupt,
+        rows,
+    };
+    worker.take_over()?;
     let mut progress = Progress::new();
     loop {
         let (certificate, decision, interrupted) = worker.certify(&mut progress)?;
@@ -188,18 +214,13 @@ where
             Decision::Stop(reason) => Ended::Planned(reason),
             Decision::Run(epoch) => {
                 worker.jump(&epoch)?;
-                worker.run(&epoch)?;
+                worker.run(&Arc::new(epoch))?;
                 continue;
             }
         };
-        client.flush(job.deadline)?;
-        return Ok(Outcome {
-            weights: worker.replica.weights().to_vec(),
-            ended,
-            certificate,
-            progress,
-            rows,
-        });
+        worker.until(|worker| worker.client.flush(worker.job.deadline))?;
+        let (weights, rows) = (worker.replica.weights().to_vec(), worker.rows);
+        return Ok(Outcome { weights, ended, certificate, progress, rows });
     }
 }
 
@@ -255,39 +276,142 @@ where
     E: Endpoint + Send + 'static,
     D: Dialer + Send + 'static,
 {
-    /// Ends the round of all lanes and waits until the next may start.
-    fn advance(&mut self) -> Result<(), TrainError> {
-        self.client.advance(self.job.deadline)?;
-        self.round += 1;
+    /// Waits for something; whenever lanes come or go meanwhile, does what they need and waits on.
+    fn until<R>(&mut self, mut wait: impl FnMut(&mut Self) -> Result<R, Error>) -> Result<R, TrainError> {
+        loop {
+            match wait(self) {
+                Err(Error::LanesChanged) => self.take_over()?,
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
+    //= protocol.md T10 (replace)
+    /// Lets go of lanes that were given to others, and brings lanes that were given to this worker to where the job stands.
+    ///
+    /// Rounds that are applied already need nothing but to be closed: their contributions are in. Those that are not
+    /// consist of the present phase, computed from the present weights. With delay 0 that is one round, and the weights
+    /// are those that the former holder saw, so its contribution is made again to the last bit.
+    fn take_over(&mut self) -> Result<(), TrainError> {
+        let held = self.client.attend();
+        let same = |a: &Member, b: &Member| (a.lane, a.incarnation) == (b.lane, b.incarnation);
+        for index in (0..self.members.len()).rev() {
+            if !held.iter().any(|member| same(member, &self.members[index])) {
+                self.members.remove(index);
+                self.replica.remove(index);
+            }
+        }
+        for member in held {
+            if self.members.iter().any(|known| same(known, &member)) {
+                continue;
+            }
+            let ranges = cut(self.mapping.bytes(), self.job.parts as usize);
+            let part =
+                Part::load(self.mapping, ranges[member.lane.0 as usize].clone(), self.survey.features)?;
+            self.rows += part.labels.len() as u64;
+            self.replica.add(Lane::new(part))?;
+            self.members.push(member);
+            self.catch_up(self.members.len() - 1)?;
+        }
         Ok(())
+    }
+
+    /// Brings a lane from its first round to the job's.
+    fn catch_up(&mut self, index: usize) -> Result<(), TrainError> {
+        let member = self.members[index];
+        // The oldest round that may not be applied everywhere.
+        let live = match &self.phase {
+            Phase::Blocks { first, epoch } => {
+                let delay = Round::try_from(epoch.delay).unwrap_or(Round::MAX);
+                self.round.saturating_sub(delay.saturating_add(1)).max(*first)
+            }
+            _ => self.round.saturating_sub(1),
+        };
+        for round in member.first_round..self.round {
+            if round >= live {
+                self.contribute(index, round)?;
+            }
+            self.client.advance_lane(member.lane)?;
+        }
+        Ok(())
+    }
+
+    /// Pushes one lane's part of a round.
+    fn contribute(&mut self, index: usize, round: Round) -> Result<(), TrainError> {
+        let lane = self.members[index].lane;
+        let keys = self.settings.weights_len as u64;
+        match self.phase.clone() {
+            Phase::Gradient => {
+                let mut gradient = vec![0.0; self.settings.weights_len];
+                self.replica.lanes()[index].full_gradient(&mut gradient);
+                let _ = self.tables.gradient.push_as(lane, 0..keys, &gradient, &[])?;
+                let _ = self.tables.losses.push_as(lane, 0..1, &self.replica.losses(index), &[])?;
+            }
+            Phase::Dual { scale } => {
+                let dual = self.replica.lanes()[index].dual(scale);
+                let interrupted = f64::from(u8::from(self.interrupt.load(Ordering::Relaxed)));
+                let _ = self.tables.dual.push_as(lane, 0..1, &[dual, interrupted], &[])?;
+            }
+            Phase::Jump { factor } if lane.0 == 0 => {
+                let nothing = vec![0.0; self.settings.weights_len * ROW];
+                let _ = self.tables.weights.push_as(lane, 0..keys, &nothing, &[factor])?;
+            }
+            Phase::Jump { .. } => {}
+            Phase::Blocks { first, epoch } => {
+                let round = (round - first) as usize;
+                let block = epoch.block(round);
+                let mut compact = vec![0.0; block.features.len() * ROW];
+                let mut dense = vec![0.0; block.range.len() * ROW];
+                self.replica.contribute(index, &epoch, round, &mut compact);
+                block.spread(&compact, ROW, &mut dense);
+                let range = u64::from(block.range.start)..u64::from(block.range.end);
+                let arguments = [epoch.step.lambda, epoch.step.damping];
+                let _ = self.tables.weights.push_as(lane, range, &dense, &arguments)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A round in which every lane contributes to the present phase: pushes, closes, and `before_close` in between.
+    fn play(
+        &mut self,
+        before_close: impl FnOnce(&mut Self) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        for index in 0..self.members.len() {
+            self.contribute(index, self.round)?;
+        }
+        before_close(self)?;
+        for member in &self.members {
+            match self.client.advance_lane(member.lane) {
+                // Given to another in this moment; the next wait says so.
+                Err(Error::Issue(_)) => {}
+                outcome => drop(outcome?),
+            }
+        }
+        self.round += 1;
+        self.until(|worker| worker.client.wait_for_round(worker.job.deadline))
+    }
+
+    /// Reads a range as of the present round.
+    fn read(&mut self, table: &Table<f64, E, D>, keys: u64) -> Result<Values<f64>, TrainError> {
+        let mut pull = table.pull_at(0..keys, self.round)?;
+        self.until(|worker| pull.wait_once(worker.job.deadline))
     }
 
     /// The certificate's rounds. Everybody has the same weights before, and comes to the same decision.
     fn certify(&mut self, progress: &mut Progress) -> Result<(Certificate, Decision, bool), TrainError> {
         // Quiescent: whatever is on its way is waited for.
         self.client.set_delay(Some(0));
-        self.client.flush(self.job.deadline)?;
-        let weights_len = self.settings.weights_len;
-        let mut of_lane = vec![0.0; weights_len];
-        for (index, &lane) in self.lanes.iter().enumerate() {
-            self.replica.lanes()[index].full_gradient(&mut of_lane);
-            let _ = self.tables.gradient.push_as(lane, 0..weights_len as u64, &of_lane, &[])?;
-            let _ = self.tables.losses.push_as(lane, 0..1, &self.replica.losses(index), &[])?;
-        }
-        self.advance()?;
-        let gradient =
-            self.tables.gradient.pull_at(0..weights_len as u64, self.round)?.wait(self.job.deadline)?;
-        let losses = self.tables.losses.pull_at(0..1, self.round)?.wait(self.job.deadline)?;
+        self.until(|worker| worker.client.flush(worker.job.deadline))?;
+        self.phase = Phase::Gradient;
+        self.play(|_| Ok(()))?;
+        let gradient = self.read(&self.tables.gradient.clone(), self.settings.weights_len as u64)?;
+        let losses = self.read(&self.tables.losses.clone(), 1)?;
         let losses: [f64; LOSSES] = std::array::from_fn(|index| losses[index]);
 
-        let scale = dual_scale(&gradient, self.settings.lambda);
-        let interrupted = f64::from(u8::from(self.interrupt.load(Ordering::Relaxed)));
-        for (index, &lane) in self.lanes.iter().enumerate() {
-            let dual = self.replica.lanes()[index].dual(scale);
-            let _ = self.tables.dual.push_as(lane, 0..1, &[dual, interrupted], &[])?;
-        }
-        self.advance()?;
-        let dual = self.tables.dual.pull_at(0..1, self.round)?.wait(self.job.deadline)?;
+        self.phase = Phase::Dual { scale: dual_scale(&gradient, self.settings.lambda) };
+        self.play(|_| Ok(()))?;
+        let dual = self.read(&self.tables.dual.clone(), 1)?;
         let evidence = self.replica.evidence(&gradient, &losses, dual[0]);
         let (certificate, decision) = decide(&self.settings, progress, &evidence);
         Ok((certificate, decision, dual[1] > 0.0))
@@ -295,14 +419,9 @@ where
 
     /// The round of the jump: the servers move every weight along its line, by the factor in the frame.
     fn jump(&mut self, epoch: &Epoch) -> Result<(), TrainError> {
-        let keys = self.settings.weights_len as u64;
-        let first = rangefold_proto::Lane(0);
-        if self.lanes.contains(&first) {
-            let nothing = vec![0.0; self.settings.weights_len * ROW];
-            let _ = self.tables.weights.push_as(first, 0..keys, &nothing, &[epoch.jump_factor])?;
-        }
-        self.advance()?;
-        let rows = self.tables.weights.pull_at(0..keys, self.round)?.wait(self.job.deadline)?;
+        self.phase = Phase::Jump { factor: epoch.jump_factor };
+        self.play(|_| Ok(()))?;
+        let rows = self.read(&self.tables.weights.clone(), self.settings.weights_len as u64)?;
         let (rows, _) = rows.as_chunks::<ROW>();
         let (weights, anchors): (Vec<f64>, Vec<f64>) =
             rows.iter().map(|&[weight, anchor]| (weight, anchor)).unzip();
@@ -315,25 +434,19 @@ where
     }
 
     /// The rounds of an epoch's blocks: each computed from weights that miss the last `delay` rounds at most.
-    fn run(&mut self, epoch: &Epoch) -> Result<(), TrainError> {
+    fn run(&mut self, epoch: &Arc<Epoch>) -> Result<(), TrainError> {
         self.client.set_delay(Some(Round::try_from(epoch.delay).unwrap_or(Round::MAX)));
+        self.phase = Phase::Blocks { first: self.round, epoch: Arc::clone(epoch) };
         let mut pulls: VecDeque<PullTicket<f64, E, D>> = VecDeque::new();
         let mut received = 0;
-        let (mut compact, mut dense) = (Vec::new(), Vec::new());
-        let arguments = [epoch.step.lambda, epoch.step.damping];
         for round in 0..epoch.order.len() {
             self.receive(epoch, &mut pulls, &mut received, epoch.rounds_needed(round))?;
-            let block = epoch.block(round);
-            let range = u64::from(block.range.start)..u64::from(block.range.end);
-            compact.resize(block.features.len() * ROW, 0.0);
-            dense.resize(block.range.len() * ROW, 0.0);
-            for (index, &lane) in self.lanes.iter().enumerate() {
-                self.replica.contribute(index, epoch, round, &mut compact);
-                block.spread(&compact, ROW, &mut dense);
-                let _ = self.tables.weights.push_as(lane, range.clone(), &dense, &arguments)?;
-            }
-            pulls.push_back(self.tables.weights.pull_at(range, self.round + 1)?);
-            self.advance()?;
+            self.play(|worker| {
+                let block = epoch.block(round);
+                let range = u64::from(block.range.start)..u64::from(block.range.end);
+                pulls.push_back(worker.tables.weights.pull_at(range, worker.round + 1)?);
+                Ok(())
+            })?;
         }
         self.receive(epoch, &mut pulls, &mut received, epoch.order.len())
     }
@@ -346,8 +459,8 @@ where
         received: &mut usize,
         until: usize,
     ) -> Result<(), TrainError> {
-        while let Some(pull) = pulls.pop_front_if(|pull| *received < until || pull.is_done()) {
-            let rows = pull.wait(self.job.deadline)?;
+        while let Some(mut pull) = pulls.pop_front_if(|pull| *received < until || pull.is_done()) {
+            let rows = self.until(|worker| pull.wait_once(worker.job.deadline))?;
             let (rows, _) = rows.as_chunks::<ROW>();
             let block = epoch.block(*received);
             let weight = |&feature: &u32| rows[(feature - block.range.start) as usize][0];

@@ -384,6 +384,11 @@ impl<P: Clone> ClientCore<P> {
         self.lanes.keys().copied()
     }
 
+    /// The lanes held, ascending, as the view names them.
+    pub fn members(&self) -> impl Iterator<Item = Member> + '_ {
+        self.lanes.values().map(|state| state.member)
+    }
+
     /// The round of a lane held.
     #[must_use]
     pub fn round(&self, lane: Lane) -> Option<Round> {

@@ -377,7 +377,7 @@ impl<P> ServerCore<P> {
                 self.control_frame(link, &header, &extension, body);
             }
             Input::Push { link, .. } | Input::Control { link, .. } => {
-                self.violation(link, "a frame of another job")
+                self.violation(link, "a frame of another job");
             }
             Input::Sent { link, reply } => self.sent(link, reply),
             Input::Map(map) => self.map.adopt(&map),
