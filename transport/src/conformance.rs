@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 
 use crate::arena::Arena;
 use crate::endpoint::{
-    Arrival, Batch, Body, Endpoint, Event, Events, HEAD_BYTES_MAX, HEADER_BYTES, Head, Peer, Token,
+    Arrival, Batch, Body, EXTENSION_BYTES_MAX, Endpoint, Event, Events, HEAD_BYTES_MAX, HEADER_BYTES, Head, Peer,
+    Token,
 };
 use crate::error::{Full, LostReason, Violation};
 use crate::link::Link;
 use crate::region::{Slice, SliceMut};
+use crate::stream::Framing;
 use crate::wait::{Clock, Ended, Loop, Shell, Turn};
 
 /// How a backend makes endpoints and links for these tests. One fixture serves one promise.
@@ -88,7 +90,7 @@ impl<E: Endpoint> Side<E> {
     /// Posts one operation, if there is room.
     fn try_send(&mut self, peer: Peer, token: u64, body: Body) -> Result<(), Full> {
         let mut batch = Batch::with_capacity(1);
-        batch.send(peer, Token(token), &head(token), body);
+        batch.send(peer, Token(token), &head(token, &body), body);
         self.endpoint.post(&mut batch)
     }
 
@@ -223,11 +225,36 @@ impl<E: Endpoint> Shell for Side<E> {
     }
 }
 
-/// A head that says a number.
-fn head(number: u64) -> Head {
-    let mut bytes = [0; HEADER_BYTES];
+/// What the heads of these tests say, for the backends that read a byte stream: number (8 bytes), length of the body
+/// (4), bytes of extensions (2), a mark (2).
+pub const FRAMING: Framing = Framing {
+    extension_bytes: |fixed| {
+        let bytes = usize::from(u16::from_le_bytes([fixed[12], fixed[13]]));
+        (fixed[14..16] == MARK && bytes <= EXTENSION_BYTES_MAX).then_some(bytes)
+    },
+    body_bytes: |head, _connection| {
+        let bytes = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+        usize::try_from(bytes).ok()
+    },
+};
+
+/// No byte of these occurs in `pattern`, so heads of noise are never taken for one of ours by chance.
+const MARK: [u8; 2] = [0xfd, 0xfe];
+
+/// A head that says a number and what follows.
+fn head(number: u64, body: &Body) -> Head {
+    head_of(number, body, &[0; HEADER_BYTES])
+}
+
+/// The same, of the length of `filling`, whose bytes fill what has no meaning.
+fn head_of(number: u64, body: &Body, filling: &[u8]) -> Head {
+    let mut bytes = filling.to_vec();
+    let extension_bytes = u16::try_from(filling.len() - HEADER_BYTES).expect("a legal length");
     bytes[..8].copy_from_slice(&number.to_le_bytes());
-    Head::new(&bytes).expect("a header is a legal head")
+    bytes[8..12].copy_from_slice(&u32::try_from(body.len()).expect("a short body").to_le_bytes());
+    bytes[12..14].copy_from_slice(&extension_bytes.to_le_bytes());
+    bytes[14..16].copy_from_slice(&MARK);
+    Head::new(&bytes).expect("a legal head")
 }
 
 fn number_of(head: &Head) -> u64 {
@@ -257,7 +284,7 @@ pub fn keeps_order<F: Fixture>(fixture: F) {
     let mut batch = Batch::default();
     for number in 0..count {
         let body = two.body(&number.to_le_bytes());
-        batch.send(two.to_right, Token(number), &head(number), body);
+        batch.send(two.to_right, Token(number), &head(number, &body), body);
     }
     two.until("all arrive", |two| {
         let _ = two.left.endpoint.post(&mut batch);
@@ -278,8 +305,8 @@ pub fn completes_every_token_once<F: Fixture>(fixture: F) {
     let count = two.depth() * 4 + 1;
     let (mut to_right, mut to_left) = (Batch::default(), Batch::default());
     for number in 0..count {
-        to_right.send(two.to_right, Token(number), &head(number), Body::empty());
-        to_left.send(two.to_left, Token(count + number), &head(number), Body::empty());
+        to_right.send(two.to_right, Token(number), &head(number, &Body::empty()), Body::empty());
+        to_left.send(two.to_left, Token(count + number), &head(number, &Body::empty()), Body::empty());
     }
     two.until("all complete", |two| {
         let _ = two.left.endpoint.post(&mut to_right);
@@ -402,8 +429,8 @@ pub fn full_ends_with_a_completion<F: Fixture>(fixture: F) {
         two.left.send(two.to_right, number, Body::empty());
     }
     let mut batch = Batch::default();
-    batch.send(two.to_right, Token(depth), &head(depth), Body::empty());
-    batch.send(two.to_right, Token(depth + 1), &head(depth + 1), Body::empty());
+    batch.send(two.to_right, Token(depth), &head(depth, &Body::empty()), Body::empty());
+    batch.send(two.to_right, Token(depth + 1), &head(depth + 1, &Body::empty()), Body::empty());
     assert_eq!(two.left.endpoint.post(&mut batch), Err(Full));
     assert_eq!(batch.len(), 2, "what does not fit stays in the batch");
     two.until("a completion", |two| !two.left.completions().is_empty());
@@ -429,9 +456,9 @@ pub fn a_full_peer_holds_up_nobody<F: Fixture>(mut fixture: F) {
     let depth = u64::from(hub.endpoint.capabilities().operations_per_peer_max);
     let mut batch = Batch::default();
     for number in 0..depth + 2 {
-        batch.send(peers[0], Token(number), &head(number), Body::empty());
+        batch.send(peers[0], Token(number), &head(number, &Body::empty()), Body::empty());
     }
-    batch.send(peers[1], Token(1_000), &head(1_000), Body::empty());
+    batch.send(peers[1], Token(1_000), &head(1_000, &Body::empty()), Body::empty());
     assert_eq!(hub.endpoint.post(&mut batch), Err(Full));
     assert_eq!(batch.len(), 2, "the two without room stay, the one of the other peer is taken");
     for _ in 0..STEPS_MAX {
@@ -459,7 +486,7 @@ pub fn carries_heads_of_every_length<F: Fixture>(fixture: F) {
     let mut batch = Batch::default();
     let lengths = HEADER_BYTES..=HEAD_BYTES_MAX;
     for len in lengths.clone() {
-        let head = Head::new(&pattern(len)).expect("a legal length");
+        let head = head_of(len as u64, &Body::empty(), &pattern(len));
         batch.send(two.to_right, Token(len as u64), &head, Body::empty());
     }
     two.until("all arrive", |two| {
@@ -468,7 +495,7 @@ pub fn carries_heads_of_every_length<F: Fixture>(fixture: F) {
     });
     for (len, event) in lengths.zip(&two.right.seen) {
         let Event::Arrived { head, .. } = event else { panic!("an arrival, not {event:?}") };
-        assert_eq!(head.as_bytes(), pattern(len));
+        assert_eq!(head.as_bytes(), head_of(len as u64, &Body::empty(), &pattern(len)).as_bytes());
     }
 }
 

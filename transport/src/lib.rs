@@ -30,6 +30,7 @@ pub mod memory;
 mod primitive;
 pub mod region;
 pub mod sim;
+pub mod stream;
 pub mod wait;
 
 pub use arena::Arena;
@@ -41,4 +42,5 @@ pub use endpoint::{
 pub use error::{AdoptError, AttachError, Full, LostReason, RegionError, Violation};
 pub use link::Link;
 pub use region::{Region, Slice, SliceMut};
+pub use stream::Framing;
 pub use wait::{Armed, Shell, Turn, Waker};

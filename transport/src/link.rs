@@ -2,6 +2,8 @@
 //! Knows which backend it is for and the number that both sides check frames with; carries no bytes itself.
 //! Made by `memory`, `sim` and `bootstrap`; taken by `Endpoint::adopt`.
 
+use std::net::TcpStream;
+
 use crate::{memory, sim};
 
 /// One side of an authenticated connection, not yet owned by an endpoint.
@@ -18,9 +20,37 @@ pub struct Link {
 pub(crate) enum Kind {
     Memory(memory::Half),
     Sim(sim::Half),
+    Tcp(Tcp),
+}
+
+/// A connected TCP stream, for either of the backends that use one.
+#[derive(Debug)]
+pub(crate) struct Tcp {
+    pub(crate) stream: TcpStream,
+    /// For messages to people.
+    pub(crate) address: Box<str>,
 }
 
 impl Link {
+    /// A link over a connected stream, both of whose ends know `number`. Sends leave without delay from now on.
+    ///
+    /// # Errors
+    /// The system's, when the stream is not connected any more.
+    pub fn tcp(stream: TcpStream, number: u64) -> std::io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let address = stream.peer_addr()?.to_string().into_boxed_str();
+        Ok(Self { number, place_from: None, kind: Kind::Tcp(Tcp { stream, address }) })
+    }
+
+    /// Where the other side is, as text for people; `None` where a backend has no addresses.
+    #[must_use]
+    pub fn address(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Tcp(tcp) => Some(&tcp.address),
+            Kind::Memory(_) | Kind::Sim(_) => None,
+        }
+    }
+
     /// The connection's number (protocol.md F1): drawn anew for each connection and part of every header's check,
     /// so that a frame of another connection is never taken for one of this.
     #[must_use]
@@ -40,6 +70,7 @@ impl Link {
         match self.kind {
             Kind::Memory(_) => "memory",
             Kind::Sim(_) => "sim",
+            Kind::Tcp(_) => "tcp",
         }
     }
 }

@@ -3,28 +3,26 @@
 //! Source: OSDI'14 §3 (roles), Figure 4; design.md §2 (an embedded cluster is the default for one machine).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
 pub use rangefold_kvstore::Report;
 use rangefold_kvstore::{Command as NodeCommand, NodeOptions, ShardHandle};
+pub use rangefold_proto::WorkerId;
 use rangefold_proto::client::Grant;
-use rangefold_proto::manager::ManagerCore;
-use rangefold_proto::scheduler::{JobSpec, Order, SchedulerCore, SchedulerError};
-use rangefold_proto::{
-    ClusterMap, JobId, Lane, Limits, Nanos, Round, ServerEntry, ServerId, ShardId, TableId, TableSpec,
-    WorkerId,
-};
+use rangefold_proto::scheduler::JobSpec;
+use rangefold_proto::{ClusterMap, JobId, Lane, Limits, Round, ServerId, ShardId, TableId, TableSpec};
 use rangefold_transport::wait::{Clock, Loop};
 use rangefold_transport::{Endpoint as _, Waker, memory};
-use rangefold_workers::control::{Control, ControlError, Event};
-use rangefold_workers::driver::{Command, Dialed, Dialer, Driver};
+use rangefold_workers::control::{Control, ControlError};
+use rangefold_workers::coordinator::{AdmitError, Coordinator, Listener, News};
+use rangefold_workers::driver::{Dialed, Dialer, Driver};
 
 const JOB: JobId = JobId(1);
-/// Events waiting for a worker, at most. A worker that takes none for so long has ended.
-const EVENTS_MAX: usize = 4096;
+/// News waiting for a worker, at most. A worker that takes none for so long has ended.
+const NEWS_MAX: usize = 4096;
 /// Bytes that a shard may have under way in replies.
 const REPLY_BYTES_MAX: usize = 128 << 20;
 
@@ -80,44 +78,53 @@ pub enum StartError {
     /// The system gives no thread.
     #[error("cannot start a thread: {0}; raise the limit on processes (ulimit -u)")]
     Thread(#[from] std::io::Error),
-    /// The scheduler refuses.
+    /// Manager or scheduler refuse.
     #[error(transparent)]
-    Scheduler(#[from] SchedulerError),
+    Refused(#[from] AdmitError),
 }
 
 /// A running cluster. Dropping it stops the servers; their values are gone then.
 pub struct Cluster {
-    coordinator: Arc<Coordinator>,
+    shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-struct Coordinator {
+struct Shared {
     options: Options,
     clock: Clock,
     busy_threads: usize,
     shards: BTreeMap<ShardId, ShardHandle>,
     next_connection: AtomicU64,
-    state: Mutex<State>,
+    coordinator: Coordinator,
 }
 
-/// The control plane's state. Its lock is held for a few calls of a core, never across one that waits.
-struct State {
-    manager: ManagerCore,
-    scheduler: SchedulerCore,
-    workers: BTreeMap<WorkerId, Listener>,
+/// A server's shards hear of news as commands.
+struct ToShards(Vec<ShardHandle>);
+
+impl Listener for ToShards {
+    fn tell(&self, news: News) {
+        for shard in &self.0 {
+            let command = match &news {
+                News::Map(map) => NodeCommand::Map(map.clone()),
+                News::View(view) => NodeCommand::View(view.clone()),
+                News::Run(_) | News::Barrier(_) | News::Stop => continue,
+            };
+            // A shard that takes no commands has ended with the cluster.
+            let _ = shard.command(command);
+        }
+    }
 }
 
-struct Listener {
-    events: Sender<Event>,
+/// A worker hears of news through its session's queue.
+struct ToWorker {
+    news: Sender<News>,
     waker: Waker,
-    /// Barriers that had been reached when it joined.
-    barriers_before: u64,
 }
 
-impl Listener {
-    fn tell(&self, event: Event) {
-        // A worker that takes no events has ended; its lanes are taken when that is noticed.
-        let _ = self.events.try_send(event);
+impl Listener for ToWorker {
+    fn tell(&self, news: News) {
+        // A worker that takes no news has ended; its lanes are taken when that is noticed.
+        let _ = self.news.try_send(news);
         self.waker.ring();
     }
 }
@@ -131,67 +138,56 @@ impl Cluster {
         check(&options)?;
         let clock = Clock::new();
         let busy_threads = options.servers as usize * usize::from(options.shards) + options.workers as usize;
-        let mut manager = ManagerCore::new();
+        let coordinator = Coordinator::new(clock);
         let mut shards = BTreeMap::new();
         let mut threads = Vec::new();
         for server in (0..options.servers).map(ServerId) {
-            let entry = ServerEntry { server, address: "memory".into(), shards: options.shards, host: 0 };
-            manager.join(entry).map_err(|error| StartError::Options(error.to_string()))?;
+            let mut handles = Vec::new();
             for shard in (0..options.shards).map(|shard| ShardId { server, shard }) {
                 let node =
                     NodeOptions { shard, job: JOB, limits: options.limits, send_bytes_max: REPLY_BYTES_MAX };
                 let (handle, thread) =
                     rangefold_kvstore::spawn(memory::Endpoint::new(), node, clock, busy_threads, || {})?;
-                shards.insert(shard, handle);
+                shards.insert(shard, handle.clone());
+                handles.push(handle);
                 threads.push(thread);
             }
+            let listener = |_| -> Box<dyn Listener> { Box::new(ToShards(handles)) };
+            coordinator.join_server("memory".into(), options.shards, 0, listener)?;
         }
-        // In one process a worker does not die alone, so silence proves nothing.
-        let job = JobSpec { workers: options.workers, parts: options.parts, silence_ns: u64::MAX };
-        let state = State { manager, scheduler: SchedulerCore::new(job), workers: BTreeMap::new() };
-        let coordinator = Coordinator {
-            options,
-            clock,
-            busy_threads,
-            shards,
-            next_connection: AtomicU64::new(1),
-            state: Mutex::new(state),
-        };
-        Ok(Self { coordinator: Arc::new(coordinator), threads })
+        let next_connection = AtomicU64::new(1);
+        let shared = Shared { options, clock, busy_threads, shards, next_connection, coordinator };
+        Ok(Self { shared: Arc::new(shared), threads })
     }
 
     /// Joins as a worker. The job starts when as many have joined as the options say.
     ///
     /// # Errors
-    /// [`StartError::Scheduler`] for one worker too many.
+    /// [`StartError::Refused`] for one worker too many.
     pub fn join(&self) -> Result<Client, StartError> {
-        let coordinator = &self.coordinator;
+        let shared = &self.shared;
+        let options = &shared.options;
         let endpoint = memory::Endpoint::new();
-        let (sender, events) = crossbeam_channel::bounded(EVENTS_MAX);
-        let waker = endpoint.waker();
-        let worker = {
-            let mut state = coordinator.lock();
-            let worker = state.scheduler.join(Nanos(coordinator.clock.now_ns()))?;
-            let listener = Listener { events: sender, waker, barriers_before: state.scheduler.barriers() };
-            listener.tell(Event::Driver(Command::Map(state.manager.map().clone())));
-            listener.tell(Event::Driver(Command::View(state.scheduler.view().clone())));
-            state.workers.insert(worker, listener);
-            coordinator.carry_orders(&mut state);
-            worker
-        };
-        let dialer = MemoryDialer { coordinator: Arc::clone(coordinator), dialed: VecDeque::new() };
-        let options = &coordinator.options;
+        let (news, events) = crossbeam_channel::bounded(NEWS_MAX);
+        let listener = Box::new(ToWorker { news, waker: endpoint.waker() });
+        // In one process a worker does not die alone, so silence proves nothing.
+        let job = JobSpec { workers: options.workers, parts: options.parts, silence_ns: u64::MAX };
+        let worker = shared.coordinator.join_worker(job, listener)?;
+        let dialer = MemoryDialer { shared: Arc::clone(shared), dialed: VecDeque::new() };
         let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.worker_bytes_max);
-        let control: Arc<dyn Control> = Arc::new(Seat { coordinator: Arc::clone(coordinator), worker });
-        let turns = Loop::new(coordinator.clock, coordinator.busy_threads);
+        let control: Arc<dyn Control> = Arc::new(Place { shared: Arc::clone(shared), worker });
+        let turns = Loop::new(shared.clock, shared.busy_threads);
         Ok(Client::new(driver, events, control, turns, options.tau)?)
     }
 
     /// What every shard has done so far, in order. A shard that does not answer within a second is left out.
     #[must_use]
     pub fn report(&self) -> Vec<Report> {
-        let (sender, reports) = crossbeam_channel::bounded(self.coordinator.shards.len());
-        self.coordinator.tell_shards(|| NodeCommand::Report(sender.clone()));
+        let (sender, reports) = crossbeam_channel::bounded(self.shared.shards.len());
+        for shard in self.shared.shards.values() {
+            // One that takes no commands is left out.
+            let _ = shard.command(NodeCommand::Report(sender.clone()));
+        }
         drop(sender);
         let mut all: Vec<Report> =
             std::iter::from_fn(|| reports.recv_timeout(std::time::Duration::from_secs(1)).ok()).collect();
@@ -200,19 +196,15 @@ impl Cluster {
     }
 
     /// Takes a worker for dead: its lanes go to others. What it still sends is fenced.
-    pub fn give_up(&self, client: WorkerId) {
-        let mut state = self.coordinator.lock();
-        state.scheduler.leave(client);
-        self.coordinator.carry_orders(&mut state);
+    pub fn give_up(&self, worker: WorkerId) {
+        self.shared.coordinator.leave(worker);
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for worker in self.coordinator.lock().workers.values() {
-            worker.tell(Event::Stop);
-        }
-        for shard in self.coordinator.shards.values() {
+        self.shared.coordinator.stop();
+        for shard in self.shared.shards.values() {
             shard.stop();
         }
         for thread in self.threads.drain(..) {
@@ -243,118 +235,55 @@ fn check(options: &Options) -> Result<(), StartError> {
     Ok(())
 }
 
-impl Coordinator {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock can only come between two calls of a core.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tell_shards(&self, command: impl Fn() -> NodeCommand) {
-        for shard in self.shards.values() {
-            // A shard that takes no commands has ended with the cluster.
-            let _ = shard.command(command());
-        }
-    }
-
-    fn carry_orders(&self, state: &mut State) {
-        while let Some(order) = state.scheduler.poll_order() {
-            match order {
-                Order::View(view) => {
-                    self.tell_shards(|| NodeCommand::View(view.clone()));
-                    for worker in state.workers.values() {
-                        worker.tell(Event::Driver(Command::View(view.clone())));
-                    }
-                }
-                Order::Run { worker, lanes } => {
-                    if let Some(worker) = state.workers.get(&worker) {
-                        worker.tell(Event::Driver(Command::Run(lanes)));
-                    }
-                }
-                Order::Stop { worker } => {
-                    if let Some(worker) = state.workers.remove(&worker) {
-                        worker.tell(Event::Stop);
-                    }
-                }
-                Order::Barrier(number) => {
-                    for worker in state.workers.values() {
-                        worker.tell(Event::Barrier(number.saturating_sub(worker.barriers_before)));
-                    }
-                }
-                // Whoever wants a notice asks for it.
-                Order::Posted { .. } => {}
-            }
-        }
-    }
-}
-
 /// A worker's place at the coordinator.
-struct Seat {
-    coordinator: Arc<Coordinator>,
+struct Place {
+    shared: Arc<Shared>,
     worker: WorkerId,
 }
 
-impl Control for Seat {
+impl Control for Place {
     fn worker(&self) -> WorkerId {
         self.worker
     }
 
     fn create_table(&self, spec: &TableSpec) -> Result<TableId, ControlError> {
-        let mut state = self.coordinator.lock();
-        let before = state.manager.map().epoch;
-        let table = state.manager.create_table(spec)?;
-        if state.manager.map().epoch > before {
-            let map = state.manager.map();
-            self.coordinator.tell_shards(|| NodeCommand::Map(map.clone()));
-            for worker in state.workers.values() {
-                worker.tell(Event::Driver(Command::Map(map.clone())));
-            }
-        }
-        Ok(table)
+        Ok(self.shared.coordinator.create_table(spec)?)
     }
 
     fn report(&self, acknowledged: &[(Lane, Round)]) -> Result<(), ControlError> {
-        let now = Nanos(self.coordinator.clock.now_ns());
-        Ok(self.coordinator.lock().scheduler.report(now, self.worker, acknowledged)?)
+        Ok(self.shared.coordinator.report(self.worker, acknowledged)?)
     }
 
     fn barrier(&self) -> Result<(), ControlError> {
-        let mut state = self.coordinator.lock();
-        state.scheduler.barrier(self.worker)?;
-        self.coordinator.carry_orders(&mut state);
-        Ok(())
+        Ok(self.shared.coordinator.barrier(self.worker)?)
     }
 
     fn post(&self, name: &str, content: Vec<u8>) -> Result<(), ControlError> {
-        let mut state = self.coordinator.lock();
-        state.scheduler.post(name, content)?;
-        self.coordinator.carry_orders(&mut state);
-        Ok(())
+        Ok(self.shared.coordinator.post(self.worker, name, content)?)
     }
 
     fn notice(&self, name: &str) -> Result<Option<Vec<u8>>, ControlError> {
-        Ok(self.coordinator.lock().scheduler.notice(name).map(<[u8]>::to_vec))
+        Ok(self.shared.coordinator.notice(name))
     }
 
     fn leave(&self) {
-        let mut state = self.coordinator.lock();
-        state.scheduler.leave(self.worker);
-        self.coordinator.carry_orders(&mut state);
+        self.shared.coordinator.leave(self.worker);
     }
 }
 
 /// Connects to shards of the same process: a pair of rings, one side handed to the shard.
 pub struct MemoryDialer {
-    coordinator: Arc<Coordinator>,
+    shared: Arc<Shared>,
     dialed: VecDeque<(ShardId, Option<Dialed>)>,
 }
 
 impl Dialer for MemoryDialer {
     fn dial(&mut self, _: &ClusterMap, shard: ShardId) {
-        let limits = &self.coordinator.options.limits;
+        let limits = &self.shared.options.limits;
         // Relaxed: only that numbers differ matters.
-        let number = self.coordinator.next_connection.fetch_add(1, Ordering::Relaxed);
+        let number = self.shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = memory::pair(number, usize::from(limits.sends_per_link));
-        let handed = self.coordinator.shards.get(&shard).is_some_and(|handle| {
+        let handed = self.shared.shards.get(&shard).is_some_and(|handle| {
             let adopt = NodeCommand::Adopt(theirs);
             handle.command(adopt).is_ok()
         });

@@ -5,19 +5,6 @@
 use rangefold_proto::scheduler::SchedulerError;
 use rangefold_proto::{Lane, Round, TableError, TableId, TableSpec, WorkerId};
 
-use crate::driver::Command;
-
-/// What the control plane tells a worker.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// News for the driver: map, view, lanes.
-    Driver(Command),
-    /// Everybody has reached the barrier of this number, counted from this worker's start.
-    Barrier(u64),
-    /// This worker was given up, or the cluster ends.
-    Stop,
-}
-
 /// Why the control plane does not do what it was asked to.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum ControlError {

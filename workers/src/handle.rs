@@ -16,7 +16,8 @@ use rangefold_transport::{Endpoint, SliceMut};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::baton::Baton;
-use crate::control::{Control, ControlError, Event};
+use crate::control::{Control, ControlError};
+use crate::coordinator::News;
 use crate::driver::{Dialer, Driver};
 use crate::session::{Callback, Session};
 
@@ -160,7 +161,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// When the system gives no thread.
     pub fn new(
         driver: Driver<E, D>,
-        events: Receiver<Event>,
+        events: Receiver<News>,
         control: Arc<dyn Control>,
         turns: Loop,
         tau: Option<Round>,

@@ -7,6 +7,8 @@
 
 mod baton;
 pub mod control;
+pub mod control_stream;
+pub mod coordinator;
 pub mod driver;
 pub mod handle;
 mod session;

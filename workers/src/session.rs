@@ -9,8 +9,9 @@ use rangefold_proto::client::TaskId;
 use rangefold_proto::{Incarnation, Lane, Member, Round};
 use rangefold_transport::{Endpoint, Shell, Turn};
 
-use crate::control::{Control, Event};
-use crate::driver::{Dialer, Driver, Notice};
+use crate::control::Control;
+use crate::coordinator::News;
+use crate::driver::{Command, Dialer, Driver, Notice};
 
 /// Control events of one turn, at most.
 const EVENTS_PER_TURN: usize = 64;
@@ -23,7 +24,7 @@ pub(crate) type Callback = Box<dyn FnOnce() + Send>;
 /// A driver with its control plane.
 pub(crate) struct Session<E: Endpoint, D: Dialer> {
     pub(crate) driver: Driver<E, D>,
-    events: Receiver<Event>,
+    events: Receiver<News>,
     control: Arc<dyn Control>,
     pub(crate) callbacks: BTreeMap<TaskId, Callback>,
     /// Barriers that everybody has reached, and this worker by itself.
@@ -41,7 +42,7 @@ pub(crate) struct Session<E: Endpoint, D: Dialer> {
 }
 
 impl<E: Endpoint, D: Dialer> Session<E, D> {
-    pub(crate) fn new(driver: Driver<E, D>, events: Receiver<Event>, control: Arc<dyn Control>) -> Self {
+    pub(crate) fn new(driver: Driver<E, D>, events: Receiver<News>, control: Arc<dyn Control>) -> Self {
         Self {
             driver,
             events,
@@ -58,11 +59,13 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
         }
     }
 
-    fn event(&mut self, now_ns: u64, event: Event) {
-        match event {
-            Event::Driver(command) => self.driver.command(now_ns, command),
-            Event::Barrier(number) => self.barriers = self.barriers.max(number),
-            Event::Stop => self.stopped = true,
+    fn hear(&mut self, now_ns: u64, news: News) {
+        match news {
+            News::Map(map) => self.driver.command(now_ns, Command::Map(map)),
+            News::View(view) => self.driver.command(now_ns, Command::View(view)),
+            News::Run(lanes) => self.driver.command(now_ns, Command::Run(lanes)),
+            News::Barrier(number) => self.barriers = self.barriers.max(number),
+            News::Stop => self.stopped = true,
         }
     }
 
@@ -152,8 +155,8 @@ impl<E: Endpoint, D: Dialer> Shell for Session<E, D> {
         self.turned_ns = now_ns;
         let mut told = false;
         for _ in 0..EVENTS_PER_TURN {
-            let Ok(event) = self.events.try_recv() else { break };
-            self.event(now_ns, event);
+            let Ok(news) = self.events.try_recv() else { break };
+            self.hear(now_ns, news);
             told = true;
         }
         let turn = self.driver.turn(now_ns);

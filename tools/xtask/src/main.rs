@@ -1,1 +1,126 @@
-fn main() {}
+//! What CI does, by hand: `cargo xtask <stage>`, `cargo xtask ci` for all of them, `cargo xtask deep` for what takes longer.
+//! Knows cargo's command lines; nothing of what they build. Called by developers and by `.ci/run`.
+
+mod job;
+mod planted;
+mod stage;
+
+use std::process::ExitCode;
+
+use stage::{Outcome, Stage};
+
+/// The target on which the protocol must build: it has no std.
+const NO_STD: &str = "x86_64-unknown-none";
+/// The second architecture that Rangefold supports.
+const AARCH64: &str = "aarch64-unknown-linux-gnu";
+
+/// A stage and its name on the command line.
+type Named = (&'static str, fn() -> Outcome);
+
+/// What CI does, in this order: cheap stages first, the tests last, so that their closing lines end the output.
+const CI: &[Named] = &[
+    ("format", format),
+    ("clippy", clippy),
+    ("docs", docs),
+    ("no-std", no_std),
+    ("aarch64", aarch64),
+    ("deny", deny),
+    ("main-job", job::main_job),
+    ("loom", loom),
+    ("test", test),
+];
+
+/// What takes too long for every change.
+const DEEP: &[Named] = &[("miri", miri), ("simulation", simulation), ("planted", planted::planted)];
+
+fn main() -> ExitCode {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let [name] = asked.as_slice() else { return usage() };
+    let stages: Vec<_> = match name.as_str() {
+        "ci" => CI.to_vec(),
+        "deep" => DEEP.to_vec(),
+        name => CI.iter().chain(DEEP).filter(|(stage, _)| *stage == name).copied().collect(),
+    };
+    if stages.is_empty() {
+        return usage();
+    }
+    for (name, run) in stages {
+        if !stage::timed(name, run) {
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn usage() -> ExitCode {
+    let names = |stages: &[Named]| stages.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    eprintln!("usage: cargo xtask STAGE\n\n  ci     {}\n  deep   {}", names(CI), names(DEEP));
+    ExitCode::from(2)
+}
+
+fn format() -> Outcome {
+    Stage::cargo(&["fmt", "--all", "--check"]).run()
+}
+
+fn clippy() -> Outcome {
+    Stage::cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()
+}
+
+fn docs() -> Outcome {
+    // Private items are documented, so links to them lead somewhere.
+    let flags = "-D warnings -A rustdoc::private_intra_doc_links";
+    Stage::cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"])
+        .env("RUSTDOCFLAGS", flags)
+        .run()
+}
+
+fn no_std() -> Outcome {
+    let check = ["check", "--package", "rangefold-proto", "--no-default-features", "--locked"];
+    Stage::cargo(&[&check[..], &["--target", NO_STD]].concat()).run_on(NO_STD)
+}
+
+fn aarch64() -> Outcome {
+    Stage::cargo(&["check", "--workspace", "--locked", "--target", AARCH64]).run_on(AARCH64)
+}
+
+fn deny() -> Outcome {
+    if !stage::succeeds("cargo", &["deny", "--version"]) {
+        return Outcome::Skipped(
+            "cargo-deny is not installed (`cargo install cargo-deny` takes some minutes)".into(),
+        );
+    }
+    // Licences and sources are decided by the tree; advisories need a database from the network.
+    Stage::cargo(&["deny", "--locked", "check", "licenses", "bans", "sources"]).run()
+}
+
+/// The models of the lock-free parts, every interleaving.
+fn loom() -> Outcome {
+    Stage::cargo(&["test", "--release", "--package", "rangefold-transport", "--lib", "--locked", "loom"])
+        .env("RUSTFLAGS", "--cfg loom")
+        .target_dir("loom")
+        .run()
+}
+
+/// The README's test command.
+fn test() -> Outcome {
+    Stage::cargo(&["test", "--workspace", "--locked"]).run()
+}
+
+/// The files that hold `unsafe`, under Miri.
+fn miri() -> Outcome {
+    if !stage::succeeds("cargo", &["+nightly", "miri", "--version"]) {
+        let help = "rustup toolchain install nightly --component miri,rust-src";
+        return Outcome::Skipped(format!("Miri is not installed ({help})"));
+    }
+    let filters = ["--", "region", "arena::tests", "memory", "wait"];
+    Stage::cargo(
+        &[&["+nightly", "miri", "test", "--package", "rangefold-transport", "--lib"][..], &filters].concat(),
+    )
+    .target_dir("miri")
+    .run()
+}
+
+/// Ten thousand schedules of the simulated cluster, as fast as they go.
+fn simulation() -> Outcome {
+    Stage::cargo(planted::SIMULATION).env("RANGEFOLD_SEEDS", planted::SEEDS).run()
+}

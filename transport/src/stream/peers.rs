@@ -1,0 +1,142 @@
+//! The peers of one endpoint: slots with generations, and who is to be looked at next.
+//! Knows numbers; does not know what a connection is. Called by the endpoints of `socket` and `uring`.
+
+use std::collections::VecDeque;
+
+use crate::endpoint::{Arrival, Peer};
+use crate::error::LostReason;
+
+/// A `Peer` is a slot and, above it, how often that slot was used before.
+const SLOT_BITS: u32 = 16;
+const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
+/// Slots that a peer's number can name.
+const SLOTS_MAX: u32 = (1 << SLOT_BITS) - 1;
+
+/// Places for peers, each with a `C` while it is used.
+pub(crate) struct Peers<C> {
+    slots: Vec<Slot<C>>,
+    free: Vec<usize>,
+    limit: u32,
+    /// Slots to look at, each at most once (`Slot::queued`), in turn.
+    ready: VecDeque<usize>,
+}
+
+struct Slot<C> {
+    generation: u64,
+    queued: bool,
+    connection: Option<C>,
+    /// Why the last one here was lost.
+    lost: Option<LostReason>,
+}
+
+impl<C> Peers<C> {
+    pub(crate) fn new(limit: u32) -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), limit: limit.min(SLOTS_MAX), ready: VecDeque::new() }
+    }
+
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// The slot that the next `insert` will use.
+    pub(crate) fn next_slot(&self) -> Option<usize> {
+        let fresh = || (self.slots.len() < self.limit as usize).then_some(self.slots.len());
+        self.free.last().copied().or_else(fresh)
+    }
+
+    /// Puts a connection into the next slot.
+    pub(crate) fn insert(&mut self, connection: C) -> Option<usize> {
+        let slot = self.next_slot()?;
+        if self.free.pop().is_none() {
+            self.slots.push(Slot { generation: 0, queued: false, connection: None, lost: None });
+        }
+        self.slots[slot].connection = Some(connection);
+        Some(slot)
+    }
+
+    pub(crate) fn peer(&self, slot: usize) -> Peer {
+        Peer(self.slots[slot].generation << SLOT_BITS | slot as u64)
+    }
+
+    /// The slot of a peer that is not lost yet.
+    pub(crate) fn slot_of(&self, peer: Peer) -> Option<usize> {
+        let slot = slot_bits(peer.0);
+        let found = self.slots.get(slot)?;
+        (found.generation == peer.0 >> SLOT_BITS && found.connection.is_some()).then_some(slot)
+    }
+
+    /// Why a peer that is gone was lost. Of each slot only the last loss is remembered.
+    pub(crate) fn why_lost(&self, peer: Peer) -> LostReason {
+        let slot = self.slots.get(slot_bits(peer.0));
+        let last = slot.filter(|slot| slot.generation == (peer.0 >> SLOT_BITS) + 1);
+        last.and_then(|slot| slot.lost).unwrap_or(LostReason::Broken)
+    }
+
+    pub(crate) fn connection(&mut self, slot: usize) -> Option<&mut C> {
+        self.slots.get_mut(slot)?.connection.as_mut()
+    }
+
+    /// Takes all connections out, for the end.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = C> + '_ {
+        self.slots.iter_mut().filter_map(|slot| slot.connection.take())
+    }
+
+    /// All slots with a connection.
+    pub(crate) fn used(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.slots.len()).filter(|slot| self.slots[*slot].connection.is_some())
+    }
+
+    /// Frees the slot of a peer whose loss was reported.
+    pub(crate) fn remove(&mut self, slot: usize, reason: LostReason) -> Option<C> {
+        let found = &mut self.slots[slot];
+        let connection = found.connection.take()?;
+        found.generation += 1;
+        found.lost = Some(reason);
+        self.free.push(slot);
+        Some(connection)
+    }
+
+    /// Puts a slot into the queue of those to be looked at.
+    pub(crate) fn enqueue(&mut self, slot: usize) {
+        if let Some(found) = self.slots.get_mut(slot)
+            && !found.queued
+        {
+            found.queued = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// The next slot to look at.
+    pub(crate) fn dequeue(&mut self) -> Option<usize> {
+        let slot = self.ready.pop_front()?;
+        self.slots[slot].queued = false;
+        Some(slot)
+    }
+
+    pub(crate) fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+}
+
+/// Draws names for announced bodies: the slot, and above it a count.
+#[derive(Default)]
+pub(crate) struct ArrivalIds {
+    count: u64,
+}
+
+impl ArrivalIds {
+    pub(crate) fn draw(&mut self, peer: Peer) -> Arrival {
+        self.count += 1;
+        Arrival(self.count << SLOT_BITS | peer.0 & SLOT_MASK)
+    }
+}
+
+/// The slot in a peer's or an arrival's number.
+pub(crate) fn slot_bits(number: u64) -> usize {
+    let [low, high, ..] = number.to_le_bytes();
+    usize::from(u16::from_le_bytes([low, high]))
+}
