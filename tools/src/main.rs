@@ -1,11 +1,16 @@
 //! The product's one binary. Knows its subcommands and exit codes; each subcommand is a file.
 
 mod exit;
+mod launch;
+mod scheduler;
+mod server;
+mod stdin;
 mod train;
+mod transport;
 
 use clap::{Parser, Subcommand};
 
-/// A parameter server: train on a cluster inside this process.
+/// A parameter server: train on a cluster inside this process, or on processes of this host and others.
 #[derive(Parser)]
 #[command(version, propagate_version = true, max_term_width = 100, after_help = exit::HELP)]
 struct Arguments {
@@ -18,6 +23,12 @@ enum Command {
     /// Train a model.
     #[command(subcommand)]
     Train(Train),
+    /// Start a scheduler, servers and copies of a command on this host, and wait for them.
+    Launch(launch::Arguments),
+    /// Run the scheduler of a cluster.
+    Scheduler(scheduler::Arguments),
+    /// Run a server of a cluster.
+    Server(server::Arguments),
 }
 
 #[derive(Subcommand)]
@@ -29,6 +40,9 @@ enum Train {
 fn main() -> std::process::ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Train(Train::Lr(arguments)) => train::run(&arguments),
+        Command::Launch(arguments) => launch::run(&arguments),
+        Command::Scheduler(arguments) => scheduler::run(&arguments),
+        Command::Server(arguments) => server::run(&arguments),
     };
     exit::report(outcome)
 }

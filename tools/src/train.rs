@@ -1,4 +1,4 @@
-//! `rangefold train lr`: the embedded cluster, its workers' threads, the progress line, the closing table.
+//! `rangefold train lr`: on an embedded cluster with a thread for each worker, or as one worker of a running cluster.
 //! Knows options and output; the training itself is `rangefold_learn::train`.
 //! Source: OSDI'14 §5.1.
 
@@ -11,15 +11,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rangefold::embed::{self, Client, Cluster};
+use rangefold::embed::{self, Cluster};
 use rangefold::{Limits, Round};
 use rangefold_learn::mapping::Mapping;
 use rangefold_learn::plan::Reason;
 use rangefold_learn::train::{Ended, Job, Outcome, Seen, train};
 use rangefold_learn::{bundled, metrics};
+use rangefold_transport::{Endpoint, socket};
+use rangefold_workers::driver::Dialer;
+use rangefold_workers::{Client, Counters, remote};
 use serde_json::json;
 
 use crate::exit::Verdict;
+use crate::transport::Wish;
 
 /// Options of `train lr`.
 #[derive(clap::Args, Debug)]
@@ -39,10 +43,10 @@ pub(crate) struct Arguments {
     /// Bounded delay in rounds; 0 is sequential.
     #[arg(long, value_name = "T", default_value_t = 0)]
     delay: Round,
-    /// Workers.
-    #[arg(long, value_name = "W", default_value_t = 2)]
+    /// Workers; of a running cluster, all that belong to the job.
+    #[arg(long, value_name = "W", env = "RANGEFOLD_WORLD", default_value_t = 2)]
     workers: u32,
-    /// Servers.
+    /// Servers of the embedded cluster.
     #[arg(long, value_name = "S", default_value_t = 2)]
     servers: u32,
     /// Parts of the data; results depend on it and not on the number of workers [default: 4, or the workers if more].
@@ -57,6 +61,15 @@ pub(crate) struct Arguments {
     /// Give up when a round takes longer, in seconds.
     #[arg(long, value_name = "S", default_value_t = 60)]
     deadline: u64,
+    /// Join the cluster of this scheduler as one worker, instead of running a cluster in this process.
+    #[arg(long, value_name = "ADDR", env = "RANGEFOLD_SCHEDULER")]
+    scheduler: Option<String>,
+    /// Which of the workers this is; 0 prints the result.
+    #[arg(long, value_name = "N", env = "RANGEFOLD_RANK", default_value_t = 0)]
+    rank: u32,
+    /// The transport of the data of a running cluster.
+    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Socket)]
+    transport: Wish,
     /// Write the weights as text, one `index value` a line, the constant feature last.
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
@@ -66,11 +79,39 @@ pub(crate) struct Arguments {
 }
 
 /// What one worker did.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Share {
+    rows: u64,
+    pushes: u64,
+    pulls: u64,
+    rounds: u64,
+    waiting_share: f64,
+    bytes_pushed: u64,
+    bytes_pulled: u64,
+}
+
+impl Share {
+    fn new(outcome: &Outcome, counters: &Counters, waited: Duration, elapsed: Duration) -> Self {
+        Self {
+            rows: outcome.rows,
+            pushes: counters.push_frames,
+            pulls: counters.pull_frames,
+            rounds: outcome.progress.rounds,
+            waiting_share: waited.as_secs_f64() / elapsed.as_secs_f64().max(1e-9),
+            bytes_pushed: counters.bytes_pushed,
+            bytes_pulled: counters.bytes_pulled,
+        }
+    }
+}
+
+/// What a finished job is reported with.
+struct Finished {
     outcome: Outcome,
-    counters: rangefold_workers::Counters,
-    waited: Duration,
+    shares: Vec<Share>,
+    /// Empty where servers are other processes.
+    servers: Vec<embed::Report>,
     seconds: f64,
+    transport: String,
 }
 
 /// Runs the job.
@@ -87,14 +128,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         passes_max: arguments.passes,
         deadline: Duration::from_secs(arguments.deadline),
     };
-    let options = embed::Options {
-        servers: arguments.servers,
-        workers: arguments.workers,
-        parts,
-        tau: Some(arguments.delay),
-        limits: Limits::standard(),
-        ..embed::Options::default()
-    };
     let interrupt = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupt);
     // A second interrupt ends the process at once.
@@ -105,25 +138,155 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         eprintln!("rangefold: interrupted; stopping at the next certificate (again: at once)");
     })
     .context("cannot catch interrupts")?;
+    let finished = match &arguments.scheduler {
+        None => embedded(arguments, &job, &data, &interrupt)?,
+        Some(scheduler) => remote(arguments, scheduler, &job, &data, &interrupt)?,
+    };
+    // Other ranks have the same weights and nothing to add.
+    if arguments.scheduler.is_none() || arguments.rank == 0 {
+        report(arguments, &finished, test.as_ref())?;
+    }
+    verdict(arguments, &finished.outcome)
+}
 
+/// A cluster in this process, each worker on a thread of its own.
+fn embedded(
+    arguments: &Arguments,
+    job: &Job,
+    data: &Mapping,
+    interrupt: &AtomicBool,
+) -> anyhow::Result<Finished> {
+    let options = embed::Options {
+        servers: arguments.servers,
+        workers: arguments.workers,
+        parts: job.parts,
+        tau: Some(job.delay),
+        limits: Limits::standard(),
+        ..embed::Options::default()
+    };
     let begun = Instant::now();
     let cluster = Cluster::start(options)?;
-    let shares = work(&cluster, arguments.workers, &job, &data, &interrupt)?;
+    let clients = (0..arguments.workers).map(|_| cluster.join()).collect::<Result<Vec<_>, _>>()?;
+    let line = progress_line();
+    let worked: Vec<anyhow::Result<(Outcome, Share)>> = std::thread::scope(|scope| {
+        let start = |(index, client)| {
+            let line = (index == 0).then_some(&line);
+            scope.spawn(move || work(client, job, data, interrupt, line))
+        };
+        let threads: Vec<_> = clients.iter().enumerate().map(start).collect();
+        let joined = threads.into_iter().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("a worker's thread panicked; its message is above")))
+        });
+        joined.collect()
+    });
+    line.finish_and_clear();
+    let (mut outcomes, shares): (Vec<Outcome>, Vec<Share>) =
+        worked.into_iter().collect::<anyhow::Result<Vec<_>>>()?.into_iter().unzip();
+    Ok(Finished {
+        outcome: outcomes.swap_remove(0),
+        shares,
+        servers: cluster.report(),
+        seconds: begun.elapsed().as_secs_f64(),
+        transport: "memory".into(),
+    })
+}
+
+/// One worker of a cluster of processes.
+fn remote(
+    arguments: &Arguments,
+    scheduler: &str,
+    job: &Job,
+    data: &Mapping,
+    interrupt: &AtomicBool,
+) -> anyhow::Result<Finished> {
+    let options = remote::Options {
+        scheduler: scheduler.to_owned(),
+        workers: arguments.workers,
+        parts: job.parts,
+        tau: Some(job.delay),
+        limits: Limits::standard(),
+        memory_bytes_max: 1 << 30,
+        deadline: job.deadline,
+    };
+    match arguments.transport {
+        Wish::Socket => {
+            let endpoint = socket::Endpoint::new(remote::framing(), socket::Limits::default())?;
+            remote_over(arguments, &options, endpoint, job, data, interrupt)
+        }
+    }
+}
+
+fn remote_over<E: Endpoint + Send + 'static>(
+    arguments: &Arguments,
+    options: &remote::Options,
+    endpoint: E,
+    job: &Job,
+    data: &Mapping,
+    interrupt: &AtomicBool,
+) -> anyhow::Result<Finished> {
+    let begun = Instant::now();
+    let client = remote::connect(options, endpoint)?;
+    let line = progress_line();
+    let worked = work(&client, job, data, interrupt, (arguments.rank == 0).then_some(&line));
+    line.finish_and_clear();
+    let (outcome, share) = worked?;
     let seconds = begun.elapsed().as_secs_f64();
-    let outcome = &shares[0].outcome;
+    // What each worker did goes to rank 0 as a notice; a worker that was lost has left none.
+    let name = |rank: u32| format!("share {rank}");
+    client.post(&name(arguments.rank), serde_json::to_vec(&share)?)?;
+    client.barrier(job.deadline)?;
+    let mut shares = Vec::new();
+    if arguments.rank == 0 {
+        for rank in 0..arguments.workers {
+            if let Some(content) = client.notice(&name(rank))? {
+                shares.push(serde_json::from_slice(&content)?);
+            }
+        }
+    }
+    client.leave();
+    Ok(Finished { outcome, shares, servers: Vec::new(), seconds, transport: arguments.transport.to_string() })
+}
+
+/// One worker's part, to its end.
+fn work<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
+    client: &Client<E, D>,
+    job: &Job,
+    data: &Mapping,
+    interrupt: &AtomicBool,
+    line: Option<&ProgressBar>,
+) -> anyhow::Result<(Outcome, Share)> {
+    let begun = Instant::now();
+    let watch = |seen: &Seen| {
+        if let Some(line) = line {
+            show(line, seen, begun.elapsed(), client.waited());
+        }
+    };
+    let outcome = train(client, job, data, interrupt, watch)?;
+    let share = Share::new(&outcome, &client.counters(), client.waited(), begun.elapsed());
+    Ok((outcome, share))
+}
+
+/// The closing table or JSON object, and the model.
+fn report(arguments: &Arguments, finished: &Finished, test: Option<&Mapping>) -> anyhow::Result<()> {
+    let weights = &finished.outcome.weights;
     if let Some(path) = &arguments.model {
-        write_model(path, &outcome.weights)
+        write_model(path, weights)
             .with_context(|| format!("cannot write the model to {}", path.display()))?;
     }
-    let scores = test.map(|test| metrics::score(&test, &outcome.weights)).transpose()?;
+    let scores = test.map(|test| metrics::score(test, weights)).transpose()?;
     let auc = scores.as_ref().and_then(metrics::Scores::area_under_curve);
     let accuracy = scores.as_ref().and_then(metrics::Scores::accuracy);
-    let servers = cluster.report();
     if arguments.json {
-        println!("{:#}", as_json(&shares, &servers, seconds, auc, accuracy));
+        println!("{:#}", as_json(finished, auc, accuracy));
     } else {
-        print!("{}", as_table(&shares, &servers, seconds, auc, accuracy));
+        print!("{}", as_table(finished, auc, accuracy));
     }
+    Ok(())
+}
+
+fn verdict(arguments: &Arguments, outcome: &Outcome) -> anyhow::Result<Verdict> {
     match outcome.ended {
         Ended::Planned(Reason::GapReached) => Ok(Verdict::Success),
         Ended::Planned(Reason::PassesSpent) => {
@@ -151,46 +314,6 @@ fn load(arguments: &Arguments) -> anyhow::Result<(Mapping, Option<Mapping>)> {
         Some(path) => Ok((Mapping::open(path)?, test)),
         None => Ok((bundled::adult_train()?, Some(test.map_or_else(bundled::adult_test, Ok)?))),
     }
-}
-
-/// Runs the workers, each on a thread of its own, and the progress line.
-fn work(
-    cluster: &Cluster,
-    workers: u32,
-    job: &Job,
-    data: &Mapping,
-    interrupt: &AtomicBool,
-) -> anyhow::Result<Vec<Share>> {
-    let clients = (0..workers).map(|_| cluster.join()).collect::<Result<Vec<Client>, _>>()?;
-    let line = progress_line();
-    let shares: Vec<anyhow::Result<Share>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = clients
-            .iter()
-            .enumerate()
-            .map(|(index, client)| {
-                let line = &line;
-                scope.spawn(move || {
-                    let begun = Instant::now();
-                    let watch = |seen: &Seen| {
-                        if index == 0 {
-                            show(line, seen, begun.elapsed(), client.waited());
-                        }
-                    };
-                    let outcome = train(client, job, data, interrupt, watch)?;
-                    let seconds = begun.elapsed().as_secs_f64();
-                    Ok(Share { outcome, counters: client.counters(), waited: client.waited(), seconds })
-                })
-            })
-            .collect();
-        let joined = threads.into_iter().map(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(anyhow::anyhow!("a worker's thread panicked; its message is above")))
-        });
-        joined.collect()
-    });
-    line.finish_and_clear();
-    shares.into_iter().collect()
 }
 
 fn progress_line() -> ProgressBar {
@@ -232,64 +355,35 @@ fn write_model(path: &std::path::Path, weights: &[f64]) -> std::io::Result<()> {
     std::fs::rename(&beside, path)
 }
 
-fn as_json(
-    shares: &[Share],
-    servers: &[embed::Report],
-    seconds: f64,
-    auc: Option<f64>,
-    accuracy: Option<f64>,
-) -> serde_json::Value {
-    let outcome = &shares[0].outcome;
-    let workers: Vec<_> = shares
-        .iter()
-        .map(|share| {
-            json!({
-                "rows": share.outcome.rows,
-                "pushes": share.counters.push_frames,
-                "pulls": share.counters.pull_frames,
-                "rounds": share.outcome.progress.rounds,
-                "waiting_share": share.waited.as_secs_f64() / share.seconds.max(1e-9),
-                "bytes_pushed": share.counters.bytes_pushed,
-                "bytes_pulled": share.counters.bytes_pulled,
-            })
+fn as_json(finished: &Finished, auc: Option<f64>, accuracy: Option<f64>) -> serde_json::Value {
+    let outcome = &finished.outcome;
+    let server = |report: &embed::Report| {
+        json!({
+            "server": report.shard.server.0,
+            "shard": report.shard.shard,
+            "proximal_steps": report.steps,
+            "pushes": report.counters.pushes,
+            "pulls": report.counters.pulls,
+            "bytes": report.bytes,
         })
-        .collect();
-    let servers: Vec<_> = servers
-        .iter()
-        .map(|report| {
-            json!({
-                "server": report.shard.server.0,
-                "shard": report.shard.shard,
-                "proximal_steps": report.steps,
-                "pushes": report.counters.pushes,
-                "pulls": report.counters.pulls,
-                "bytes": report.bytes,
-            })
-        })
-        .collect();
+    };
     json!({
         "objective": outcome.certificate.objective,
         "gap": outcome.certificate.gap,
         "nonzeros": outcome.certificate.nonzeros,
         "test_auc": auc,
         "test_accuracy": accuracy,
-        "seconds": seconds,
+        "seconds": finished.seconds,
         "passes": outcome.progress.passes,
         "rounds": outcome.progress.rounds,
-        "transport": "memory",
-        "workers": workers,
-        "servers": servers,
+        "transport": finished.transport,
+        "workers": finished.shares,
+        "servers": finished.servers.iter().map(server).collect::<Vec<_>>(),
     })
 }
 
-fn as_table(
-    shares: &[Share],
-    servers: &[embed::Report],
-    seconds: f64,
-    auc: Option<f64>,
-    accuracy: Option<f64>,
-) -> String {
-    let outcome = &shares[0].outcome;
+fn as_table(finished: &Finished, auc: Option<f64>, accuracy: Option<f64>) -> String {
+    let outcome = &finished.outcome;
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<16} {value}");
@@ -305,24 +399,25 @@ fn as_table(
     }
     row("passes", format!("{:.1}", outcome.progress.passes));
     row("rounds", outcome.progress.rounds.to_string());
-    row("seconds", format!("{seconds:.2}"));
-    row("transport", "memory: all nodes are threads of this process".into());
+    row("seconds", format!("{:.2}", finished.seconds));
+    row("transport", finished.transport.clone());
     let _ = writeln!(text, "\n# worker    rows   pushes    pulls  MB pushed  MB pulled  waiting");
-    for (index, share) in shares.iter().enumerate() {
-        let counters = &share.counters;
+    for (index, share) in finished.shares.iter().enumerate() {
         let _ = writeln!(
             text,
             "{index:>8} {:>7} {:>8} {:>8} {:>10.2} {:>10.2} {:>6.1} %",
-            share.outcome.rows,
-            counters.push_frames,
-            counters.pull_frames,
-            counters.bytes_pushed as f64 / 1e6,
-            counters.bytes_pulled as f64 / 1e6,
-            100.0 * share.waited.as_secs_f64() / share.seconds.max(1e-9),
+            share.rows,
+            share.pushes,
+            share.pulls,
+            share.bytes_pushed as f64 / 1e6,
+            share.bytes_pulled as f64 / 1e6,
+            100.0 * share.waiting_share,
         );
     }
-    let _ = writeln!(text, "\n# server  shard  steps of rounds   pushes    pulls");
-    for report in servers {
+    if !finished.servers.is_empty() {
+        let _ = writeln!(text, "\n# server  shard  steps of rounds   pushes    pulls");
+    }
+    for report in &finished.servers {
         let (shard, counters) = (report.shard, report.counters);
         let _ = writeln!(
             text,

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use crate::arena::Arena;
 use crate::endpoint::{
-    Arrival, Batch, Body, EXTENSION_BYTES_MAX, Endpoint, Event, Events, HEAD_BYTES_MAX, HEADER_BYTES, Head, Peer,
-    Token,
+    Arrival, Batch, Body, EXTENSION_BYTES_MAX, Endpoint, Event, Events, HEAD_BYTES_MAX, HEADER_BYTES, Head,
+    Peer, Token,
 };
 use crate::error::{Full, LostReason, Violation};
 use crate::link::Link;
@@ -241,8 +241,9 @@ pub const FRAMING: Framing = Framing {
 /// No byte of these occurs in `pattern`, so heads of noise are never taken for one of ours by chance.
 const MARK: [u8; 2] = [0xfd, 0xfe];
 
-/// A head that says a number and what follows.
-fn head(number: u64, body: &Body) -> Head {
+/// A head for [`FRAMING`] that says a number and the length of what follows.
+#[must_use]
+pub fn head(number: u64, body: &Body) -> Head {
     head_of(number, body, &[0; HEADER_BYTES])
 }
 
@@ -257,7 +258,9 @@ fn head_of(number: u64, body: &Body, filling: &[u8]) -> Head {
     Head::new(&bytes).expect("a legal head")
 }
 
-fn number_of(head: &Head) -> u64 {
+/// The number that [`head`] was given.
+#[must_use]
+pub fn number_of(head: &Head) -> u64 {
     let (number, _) = head.as_bytes().split_first_chunk().expect("a head has 64 bytes");
     u64::from_le_bytes(*number)
 }

@@ -21,6 +21,7 @@ compile_error!(
 );
 
 pub mod arena;
+pub mod bootstrap;
 pub mod caps;
 pub mod conformance;
 pub mod endpoint;
@@ -30,6 +31,7 @@ pub mod memory;
 mod primitive;
 pub mod region;
 pub mod sim;
+pub mod socket;
 pub mod stream;
 pub mod wait;
 

@@ -17,10 +17,16 @@
 //! or the ringer finds `asleep`. In the second case it stores `rung`, so the kernel, which compares the word before it
 //! lets a thread sleep, does not let this one, or the wake call comes after and ends the sleep.
 //!
+//! A sleeper that waits for descriptors as well (sockets) has an eventfd among them. Then the wake call is a write to
+//! it, and the argument is the same: the write comes after `rung` was stored, and stays until the sleeper has seen it.
+//!
 //! **Progress**: ringing is wait-free and costs a system call only for the ring that finds `asleep`.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::endpoint::Endpoint;
 use crate::primitive::{Arc, Futex, Ordering, fence, spin_loop};
@@ -37,13 +43,20 @@ pub const SPIN_NS_DEFAULT: u64 = 50_000;
 #[derive(Clone)]
 pub struct Waker {
     futex: Arc<Futex>,
+    /// What the sleeper waits for, where it is not the futex. Only one thread ever sleeps on it.
+    bell: Option<Arc<OwnedFd>>,
 }
 
 impl Waker {
     /// A waker of a thread that is awake.
     #[must_use]
     pub fn new() -> Self {
-        Self { futex: Arc::new(Futex::new(AWAKE)) }
+        Self { futex: Arc::new(Futex::new(AWAKE)), bell: None }
+    }
+
+    /// The same for a thread that sleeps until an eventfd, among other things, is written to.
+    pub(crate) fn with_bell(bell: Arc<OwnedFd>) -> Self {
+        Self { futex: Arc::new(Futex::new(AWAKE)), bell: Some(bell) }
     }
 
     /// Makes sure that the sleeper sees, in a turn to come, what this thread has published. No system call while the
@@ -61,7 +74,11 @@ impl Waker {
     fn wake(&self) {
         // Relaxed: the work is handed over by what published it; the word only says who calls the kernel.
         if self.futex.word.compare_exchange(ASLEEP, RUNG, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.futex.wake();
+            match &self.bell {
+                None => self.futex.wake(),
+                // It would fail when 2^64 - 1 rings were not looked at.
+                Some(bell) => drop(rustix::io::write(bell, &1_u64.to_ne_bytes())),
+            }
         }
     }
 
@@ -113,19 +130,39 @@ pub enum Armed {
     Sleep(Sleep),
 }
 
-/// What to sleep on. More kinds come with more backends (a ring, an epoll descriptor).
+/// What to sleep on. More kinds come with more backends.
 #[derive(Debug)]
 pub enum Sleep {
     /// The endpoint's waker, which must be armed.
     Waker(Waker),
+    /// Until a descriptor is readable: an epoll set, in which the waker's bell is one of many.
+    Descriptor {
+        /// The set.
+        descriptor: Arc<OwnedFd>,
+        /// Not longer than this: something that rings no bell is waited for (memory that other threads hold).
+        at_most_ns: Option<u64>,
+    },
 }
 
 impl Sleep {
     fn sleep(&self, timeout_ns: Option<u64>) {
         match self {
             Self::Waker(waker) => waker.sleep(timeout_ns),
+            Self::Descriptor { descriptor, at_most_ns } => {
+                let timeout = sooner(timeout_ns, *at_most_ns).map(|ns| rustix::event::Timespec {
+                    tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
+                    tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
+                });
+                // `poll` of the set, not a wait in it: that would take the events, which are the endpoint's. Every error
+                // is a reason to look again.
+                let _ = poll(&mut [PollFd::new(descriptor, PollFlags::IN)], timeout.as_ref());
+            }
         }
     }
+}
+
+fn sooner(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    [one, other].into_iter().flatten().min()
 }
 
 /// What a turn of a shell came to.

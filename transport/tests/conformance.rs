@@ -1,7 +1,10 @@
 //! The conformance suite over the backends of this crate, one test per promise and backend.
 
 use rangefold_transport::conformance::{self, Fixture};
-use rangefold_transport::{Link, memory, sim};
+use std::net::{TcpListener, TcpStream};
+
+use rangefold_transport::stream::Limits;
+use rangefold_transport::{Link, memory, sim, socket};
 
 /// Depth of the tests' queues, so small that `Full` is common.
 const DEPTH: u32 = 4;
@@ -52,6 +55,47 @@ impl Fixture for Simulated {
     }
 }
 
+/// Both ends of a connection over loopback.
+fn tcp_pair(number: u64) -> (Link, Link) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let left = TcpStream::connect(listener.local_addr().expect("bound")).expect("listening");
+    let (right, _) = listener.accept().expect("connected");
+    let link = |stream| Link::tcp(stream, number).expect("connected");
+    (link(left), link(right))
+}
+
+fn tcp_limits(body_bytes_max: Option<u32>) -> Limits {
+    Limits {
+        peers_max: 8,
+        operations_per_peer_max: DEPTH,
+        body_bytes_max: body_bytes_max.unwrap_or(1 << 20),
+        receive_bytes: 0,
+    }
+}
+
+struct Socket {
+    number: u64,
+}
+
+impl Fixture for Socket {
+    type Endpoint = socket::Endpoint;
+
+    fn endpoint(&mut self, body_bytes_max: Option<u32>) -> socket::Endpoint {
+        socket::Endpoint::new(conformance::FRAMING, tcp_limits(body_bytes_max)).expect("descriptors")
+    }
+
+    fn connect(&mut self) -> (Link, Link) {
+        self.number += 1;
+        tcp_pair(self.number)
+    }
+
+    fn step(&mut self) {}
+}
+
+fn socket() -> Socket {
+    Socket { number: 0 }
+}
+
 fn memory() -> Memory {
     Memory { number: 0 }
 }
@@ -67,6 +111,13 @@ macro_rules! promises {
             $(#[test]
             fn $promise() {
                 super::conformance::$promise(super::memory());
+            })*
+        }
+
+        mod over_socket {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::socket());
             })*
         }
 
@@ -114,6 +165,11 @@ fn memory_with_threads() {
     conformance::all_with_threads(memory);
 }
 
+#[test]
+fn socket_with_threads() {
+    conformance::all_with_threads(socket);
+}
+
 /// Endpoints and links may be made on one thread and used on another.
 #[test]
 fn endpoints_and_links_change_threads() {
@@ -121,6 +177,7 @@ fn endpoints_and_links_change_threads() {
     assert_send::<Link>();
     assert_send::<memory::Endpoint>();
     assert_send::<sim::Endpoint>();
+    assert_send::<socket::Endpoint>();
     assert_send::<rangefold_transport::Arena>();
     assert_send::<rangefold_transport::SliceMut>();
     assert_send::<rangefold_transport::Event>();

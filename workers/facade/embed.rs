@@ -138,7 +138,7 @@ impl Cluster {
         check(&options)?;
         let clock = Clock::new();
         let busy_threads = options.servers as usize * usize::from(options.shards) + options.workers as usize;
-        let coordinator = Coordinator::new(clock);
+        let coordinator = Coordinator::new(clock, options.servers);
         let mut shards = BTreeMap::new();
         let mut threads = Vec::new();
         for server in (0..options.servers).map(ServerId) {
@@ -169,7 +169,8 @@ impl Cluster {
         let options = &shared.options;
         let endpoint = memory::Endpoint::new();
         let (news, events) = crossbeam_channel::bounded(NEWS_MAX);
-        let listener = Box::new(ToWorker { news, waker: endpoint.waker() });
+        let waker = endpoint.waker();
+        let listener = |_| -> Box<dyn Listener> { Box::new(ToWorker { news, waker }) };
         // In one process a worker does not die alone, so silence proves nothing.
         let job = JobSpec { workers: options.workers, parts: options.parts, silence_ns: u64::MAX };
         let worker = shared.coordinator.join_worker(job, listener)?;

@@ -20,6 +20,8 @@
 
 #[cfg(feature = "server")]
 pub mod embed;
+#[cfg(feature = "server")]
+pub mod server;
 
 pub use rangefold_proto::{
     Aggregation, ElementType, KeyRange, Lane, Limits, Round, TableSpec, UpdateFunction,

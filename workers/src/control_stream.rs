@@ -107,7 +107,8 @@ pub fn write<M: Serialize>(mut stream: impl Write, message: &M) -> io::Result<()
     let invalid = |error: postcard::Error| io::Error::new(io::ErrorKind::InvalidData, error);
     let body = postcard::to_stdvec(message).map_err(invalid)?;
     if body.len() > MESSAGE_BYTES_MAX {
-        let text = format!("a control message of {} bytes exceeds the limit of {MESSAGE_BYTES_MAX}", body.len());
+        let text =
+            format!("a control message of {} bytes exceeds the limit of {MESSAGE_BYTES_MAX}", body.len());
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     // One write, so that a message is one segment on an idle connection.
@@ -150,7 +151,8 @@ mod tests {
 
     #[test]
     fn a_message_over_the_limit_is_refused_on_both_sides() {
-        let message = ToScheduler::Post { request: 0, name: String::new(), content: vec![0; MESSAGE_BYTES_MAX] };
+        let message =
+            ToScheduler::Post { request: 0, name: String::new(), content: vec![0; MESSAGE_BYTES_MAX] };
         assert_eq!(write(&mut Vec::new(), &message).unwrap_err().kind(), io::ErrorKind::InvalidData);
         let long = u32::MAX.to_le_bytes();
         assert_eq!(read::<ToScheduler>(&long[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);

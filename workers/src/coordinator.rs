@@ -87,6 +87,8 @@ struct State {
 /// The control plane's one place. Its lock is held for a few calls of a core, never across one that waits.
 pub struct Coordinator {
     clock: Clock,
+    /// Tables are made only when so many servers have joined.
+    servers_expected: u32,
     state: Mutex<State>,
 }
 
@@ -104,9 +106,9 @@ pub struct Standing {
 }
 
 impl Coordinator {
-    /// Nobody has joined.
+    /// Nobody has joined. Tables are made only when `servers_expected` servers have.
     #[must_use]
-    pub fn new(clock: Clock) -> Self {
+    pub fn new(clock: Clock, servers_expected: u32) -> Self {
         let state = State {
             manager: ManagerCore::new(),
             scheduler: None,
@@ -116,7 +118,7 @@ impl Coordinator {
             workers: BTreeMap::new(),
             left: 0,
         };
-        Self { clock, state: Mutex::new(state) }
+        Self { clock, servers_expected, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -156,7 +158,11 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`AdmitError`].
-    pub fn join_worker(&self, job: JobSpec, listener: Box<dyn Listener>) -> Result<WorkerId, AdmitError> {
+    pub fn join_worker(
+        &self,
+        job: JobSpec,
+        listener: impl FnOnce(WorkerId) -> Box<dyn Listener>,
+    ) -> Result<WorkerId, AdmitError> {
         let mut state = self.lock();
         match state.job {
             Some(running) if (running.workers, running.parts) != (job.workers, job.parts) => {
@@ -178,6 +184,7 @@ impl Coordinator {
         let worker = scheduler.join(now)?;
         let barriers_before = scheduler.barriers();
         let view = scheduler.view().clone();
+        let listener = listener(worker);
         listener.tell(News::Map(state.manager.map().clone()));
         listener.tell(News::View(view));
         state.workers.insert(worker, Seat { listener, barriers_before });
@@ -205,6 +212,10 @@ impl Coordinator {
     /// [`TableError`].
     pub fn create_table(&self, spec: &TableSpec) -> Result<TableId, TableError> {
         let mut state = self.lock();
+        let joined = u32::try_from(state.manager.map().servers.len()).unwrap_or(u32::MAX);
+        if joined < self.servers_expected {
+            return Err(TableError::ServersMissing { joined, expected: self.servers_expected });
+        }
         let before = state.manager.map().epoch;
         let table = state.manager.create_table(spec)?;
         if state.manager.map().epoch > before {

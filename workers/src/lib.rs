@@ -11,6 +11,8 @@ pub mod control_stream;
 pub mod coordinator;
 pub mod driver;
 pub mod handle;
+pub mod remote;
+pub mod scheduler;
 mod session;
 
 pub use rangefold_proto::client::Counters;

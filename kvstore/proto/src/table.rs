@@ -134,6 +134,14 @@ pub enum TableError {
     /// No server to place it on.
     #[error("no server has joined yet; start one, or wait for it")]
     NoServers,
+    /// Fewer servers than the cluster is to have: a table made now would not use the others.
+    #[error("{joined} of {expected} servers have joined; the others are not started, or cannot reach the scheduler")]
+    ServersMissing {
+        /// Servers there are.
+        joined: u32,
+        /// Servers there should be.
+        expected: u32,
+    },
     /// All table ids are used.
     #[error("the cluster has {0} tables already, which is the limit")]
     TooMany(usize),

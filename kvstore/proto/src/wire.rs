@@ -486,6 +486,16 @@ fn decode_extension(mut bytes: &[u8]) -> Result<(Extension, Option<Stamp>), Wire
     if bytes.is_empty() { Ok((extension, previous)) } else { Err(WireError::Section(bytes[0])) }
 }
 
+/// Bytes of the body behind a head of the connection with this number; verifies the head first, so a byte stream may
+/// believe the length.
+///
+/// # Errors
+/// As [`decode`].
+pub fn body_bytes(head: &[u8], connection: u64) -> Result<usize, WireError> {
+    let (header, _) = decode(head, connection)?;
+    Ok(header.key_bytes as usize + header.value_bytes as usize)
+}
+
 /// Bytes of a (segment, stamp) pair in `Ack` and `ResumeReply`.
 pub const PAIR_BYTES: usize = 12;
 /// Bytes of a segment named in `Closed`.

@@ -17,8 +17,8 @@ mod tests;
 pub(crate) use linger::Lingering;
 pub(crate) use parse::HeadParser;
 pub(crate) use peers::{ArrivalIds, Peers, slot_bits};
-pub(crate) use receive::{Incoming, Next, Receiver};
-pub(crate) use send::{Part, Plan, SendQueue};
+pub(crate) use receive::{Next, Receiver};
+pub(crate) use send::{PARTS_MAX, Plan, SendQueue};
 pub(crate) use staging::{Staged, Staging};
 
 use crate::endpoint::HEADER_BYTES;

@@ -134,7 +134,12 @@ impl Receiver {
                     if let Incoming::Placing { arrival, destination, .. } =
                         std::mem::replace(&mut self.state, Incoming::Head)
                     {
-                        return Ok(Next::Event(Event::Placed { peer, arrival, destination, outcome: Ok(()) }));
+                        return Ok(Next::Event(Event::Placed {
+                            peer,
+                            arrival,
+                            destination,
+                            outcome: Ok(()),
+                        }));
                     }
                 }
                 Incoming::Discarding { left } => {

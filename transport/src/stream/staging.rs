@@ -64,8 +64,7 @@ impl Staging {
         let mut left = len - first.len();
         while left > 0 {
             // What was taken goes back when this fails.
-            let piece = self.arena.take(left.min(PIECE_BYTES).max(SMALL_BODY_BYTES + 1).min(PIECE_BYTES));
-            let mut piece = piece?;
+            let mut piece = self.arena.take(PIECE_BYTES)?;
             piece.truncate(left);
             left -= piece.len();
             rest.push(piece);

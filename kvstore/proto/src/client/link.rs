@@ -23,6 +23,28 @@ pub struct Grant {
     pub pulls: u16,
 }
 
+impl Grant {
+    /// Bytes of a grant in a handshake.
+    pub const BYTES: usize = 10;
+
+    /// As it travels.
+    #[must_use]
+    pub fn encode(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..8].copy_from_slice(&self.push_bytes.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.pulls.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what `encode` wrote; a longer one is a newer version's, whose beginning is the same.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (push_bytes, rest) = bytes.split_first_chunk()?;
+        let pulls = rest.first_chunk()?;
+        Some(Self { push_bytes: u64::from_le_bytes(*push_bytes), pulls: u16::from_le_bytes(*pulls) })
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Down,

@@ -1,0 +1,69 @@
+//! `rangefold server`: a server of a cluster as a process.
+//! Knows options and messages for the operator; the work is `rangefold::server`.
+
+use std::time::Duration;
+
+use rangefold::Limits;
+use rangefold::server::{Options, Server};
+use rangefold_transport::socket;
+use rangefold_workers::remote::framing;
+
+use crate::exit::Verdict;
+use crate::stdin;
+use crate::transport::Wish;
+
+/// Options of `server`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// The scheduler's address, host and port.
+    #[arg(long, value_name = "ADDR", env = "RANGEFOLD_SCHEDULER", default_value = "127.0.0.1:7700")]
+    scheduler: String,
+    /// Where to listen, host and port; port 0 takes any. Without a secret, loopback only.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    bind: String,
+    /// Where others reach this server, if not where it listens.
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<String>,
+    /// Shard threads, each the owner of its part of every table.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    shards: u16,
+    /// The transport of the data.
+    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Socket)]
+    transport: Wish,
+    /// Give up joining after so many seconds.
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    deadline: u64,
+    /// End when standard input closes.
+    #[arg(long)]
+    until_stdin_closes: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
+    let options = Options {
+        scheduler: arguments.scheduler.clone(),
+        bind: arguments.bind.clone(),
+        advertise: arguments.advertise.clone(),
+        shards: arguments.shards.max(1),
+        limits: Limits::standard(),
+        deadline: Duration::from_secs(arguments.deadline),
+    };
+    let server = match arguments.transport {
+        Wish::Socket => Server::start(&options, || {
+            socket::Endpoint::new(framing(), socket::Limits::default()).map_err(|error| error.to_string())
+        })?,
+    };
+    anyhow::ensure!(
+        server.address().ip().is_loopback(),
+        "{} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address",
+        server.address()
+    );
+    eprintln!("rangefold: {} serves on {} over {}", server.id(), server.address(), arguments.transport);
+    let stopper = server.stopper();
+    let stopper_too = stopper.clone();
+    ctrlc::set_handler(move || stopper_too.stop())?;
+    if arguments.until_stdin_closes {
+        stdin::when_closed(move || stopper.stop());
+    }
+    server.serve()?;
+    Ok(Verdict::Success)
+}

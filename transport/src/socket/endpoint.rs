@@ -1,0 +1,450 @@
+//! The endpoint of one thread for peers behind sockets.
+//! Knows its peers, their sockets and queues; does not know what a head says.
+//! Called through the `Endpoint` trait by the shell of one thread.
+//!
+//! Cost: a poll is one system call that asks for readiness, then for each peer with something one call a 64 KiB or
+//! body; a post is one call for each peer touched. Small bodies are copied once out of the area; large ones are not copied.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
+
+use crate::caps::Capabilities;
+use crate::endpoint::{Arrival, Batch, Event, Events, Operation, Peer, Token};
+use crate::error::{AdoptError, AttachError, Full, LostReason};
+use crate::link::{Kind, Link, Tcp};
+use crate::primitive::Arc;
+use crate::region::{Region, SliceMut};
+use crate::stream::{
+    ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, PARTS_MAX,
+    Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Staging, reason_of, slot_bits,
+};
+use crate::wait::{Armed, Sleep, Waker};
+
+/// Edges taken from the set at a time; the rest comes with the next poll.
+const EDGES_MAX: usize = 64;
+/// The bell's place in the set.
+const BELL: u64 = u64::MAX;
+/// Memory comes back without a ring of the bell; so a sleep in which it is missing is short.
+const MEMORY_SLEEP_NS: u64 = 1_000_000;
+
+/// The endpoint of one thread for TCP peers, on non-blocking sockets and epoll.
+///
+/// Dropping it closes all its links.
+pub struct Endpoint {
+    framing: Framing,
+    limits: Limits,
+    set: Arc<OwnedFd>,
+    waker: Waker,
+    peers: Peers<Connection>,
+    /// Completions of operations to peers that are gone.
+    flushed: VecDeque<(Peer, Token, LostReason)>,
+    /// Connections that are not read because memory is used up.
+    starved: Vec<usize>,
+    /// Slots that the current `post` has put operations for.
+    touched: Vec<usize>,
+    staging: Staging,
+    arrivals: ArrivalIds,
+    lingering: Lingering,
+    plan: Plan,
+}
+
+struct Connection {
+    stream: TcpStream,
+    receiver: Receiver,
+    send: SendQueue,
+    /// There may be bytes to read, or room to write.
+    readable: bool,
+    writable: bool,
+    /// The other side has closed, or the connection has broken: reading to the end will tell.
+    hung_up: bool,
+    /// Nothing can be sent any more, though what has come may still be read.
+    cut: bool,
+    touched: bool,
+    /// Nothing is received any more; what was posted is brought out (closed here) or flushed.
+    ended: Option<LostReason>,
+    /// A body that was being placed at the end.
+    interrupted: Option<(Arrival, SliceMut)>,
+}
+
+/// Why a visit stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// There is nothing more.
+    Idle,
+    /// There may be more; it is another's turn.
+    More,
+    /// Memory is missing.
+    Starved,
+    /// All is reported, the loss included.
+    Lost(LostReason),
+}
+
+impl Connection {
+    /// Writes what is due, as far as the socket takes it.
+    fn write(&mut self, plan: &mut Plan) {
+        let mut bytes = 0;
+        while self.writable && !self.cut && self.send.has_unsent() && bytes < QUOTA_BYTES {
+            self.send.plan(plan);
+            match send(&self.stream, &self.send, plan) {
+                Ok(count) => {
+                    // Less than there was: the buffer is full, and an edge comes when it is not.
+                    self.writable = count == plan.bytes;
+                    bytes += count;
+                    self.send.advance(count);
+                }
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::INTR) => {}
+                // What has come before may still be read; the end is found there.
+                Err(_) => {
+                    self.cut = true;
+                    (self.readable, self.hung_up) = (true, true);
+                }
+            }
+        }
+    }
+
+    /// Whether `write` could go on at once.
+    fn can_write(&self) -> bool {
+        self.writable && !self.cut && self.send.has_unsent()
+    }
+
+    /// Reads into the rest of a body and the area, once.
+    fn read(&mut self) -> Result<usize, LostReason> {
+        let (rest, area) = self.receiver.room();
+        let asked = rest.len() + area.len();
+        let mut vector = [IoSliceMut::new(rest), IoSliceMut::new(area)];
+        // An empty first entry is legal.
+        match rustix::io::readv(&self.stream, &mut vector) {
+            Ok(0) if self.receiver.is_between() => Err(LostReason::ClosedByPeer),
+            Ok(0) => Err(LostReason::Broken),
+            Ok(count) => {
+                self.readable = count == asked || self.hung_up;
+                self.receiver.received(count);
+                Ok(count)
+            }
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                Ok(0)
+            }
+            Err(Errno::INTR) => Ok(0),
+            Err(error) => Err(reason_of(error)),
+        }
+    }
+
+    /// Receiving is over.
+    fn end(&mut self, reason: LostReason) {
+        self.interrupted = self.receiver.abandon();
+        self.ended = Some(reason);
+        if reason == LostReason::ClosedHere {
+            // So that a peer that takes nothing does not hold this for ever. An error means that it is broken already.
+            let _ = sockopt::set_tcp_user_timeout(&self.stream, CLOSE_PATIENCE_MS);
+        } else {
+            self.cut = true;
+        }
+    }
+
+    /// Reports the rest of a connection that has ended.
+    fn bury(&mut self, reason: LostReason, peer: Peer, events: &mut Events, left: &mut usize) -> Outcome {
+        if !self.cut && self.send.has_unsent() {
+            return if self.can_write() { Outcome::More } else { Outcome::Idle };
+        }
+        if *left > 0
+            && let Some((arrival, destination)) = self.interrupted.take()
+        {
+            *left -= 1;
+            events.list.push(Event::Placed { peer, arrival, destination, outcome: Err(reason) });
+        }
+        if !self.send.flush(peer, reason, events, left) || *left == 0 {
+            return Outcome::More;
+        }
+        events.list.push(Event::Lost { peer, reason });
+        Outcome::Lost(reason)
+    }
+}
+
+/// One call for what was planned.
+fn send(stream: &TcpStream, queue: &SendQueue, plan: &Plan) -> Result<usize, Errno> {
+    let mut vector = [IoSlice::new(&[]); PARTS_MAX];
+    for (entry, part) in vector.iter_mut().zip(&plan.parts) {
+        *entry = IoSlice::new(queue.bytes(&plan.copied, part));
+    }
+    let vector = &vector[..plan.parts.len()];
+    sendmsg(stream, vector, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+}
+
+impl Endpoint {
+    /// An endpoint without peers, whose messages are framed as `framing` says.
+    ///
+    /// # Errors
+    /// The system's, when there is no descriptor to be had (ulimit -n).
+    pub fn new(framing: Framing, limits: Limits) -> std::io::Result<Self> {
+        let set = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        // By edges: each write is one, so it need never be read.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&set, &bell, epoll::EventData::new_u64(BELL), flags)?;
+        Ok(Self {
+            framing,
+            limits,
+            set,
+            waker: Waker::with_bell(bell),
+            peers: Peers::new(limits.peers_max),
+            flushed: VecDeque::new(),
+            starved: Vec::new(),
+            touched: Vec::new(),
+            staging: Staging::new(limits.receive_bytes, limits.body_bytes_max),
+            arrivals: ArrivalIds::default(),
+            lingering: Lingering::default(),
+            plan: Plan::default(),
+        })
+    }
+
+    /// Takes the edges out of the set.
+    fn collect(&mut self) {
+        // On the stack: it holds pointers by its type and would keep the endpoint on its thread.
+        let mut edges = [MaybeUninit::<epoll::Event>::uninit(); EDGES_MAX];
+        // An error is a signal: the edges stay for the next time.
+        let Ok((edges, _)) = epoll::wait(&self.set, &mut edges[..], Some(&Timespec::default())) else {
+            return;
+        };
+        for edge in &*edges {
+            let epoll::Event { flags, data } = *edge;
+            let key = data.u64();
+            if key == BELL {
+                continue;
+            }
+            let slot = slot_bits(key);
+            let Some(connection) = self.peers.connection(slot) else { continue };
+            use epoll::EventFlags as Flags;
+            let hung_up = flags.intersects(Flags::RDHUP | Flags::HUP | Flags::ERR);
+            connection.hung_up |= hung_up;
+            connection.readable |= hung_up || flags.contains(Flags::IN);
+            // A broken connection is found by writing, if this side only writes.
+            connection.writable |= flags.intersects(Flags::OUT | Flags::HUP | Flags::ERR);
+            self.peers.enqueue(slot);
+        }
+    }
+
+    /// Reports what one peer has and moves its bytes.
+    fn visit(&mut self, slot: usize, events: &mut Events) -> Outcome {
+        let peer = self.peers.peer(slot);
+        let Some(connection) = self.peers.connection(slot) else { return Outcome::Idle };
+        let mut left = QUOTA.min(events.room());
+        connection.write(&mut self.plan);
+        connection.send.report(peer, events, &mut left);
+        let (mut bytes, mut outcome) = (0, Outcome::Idle);
+        while connection.ended.is_none() {
+            if left == 0 || bytes >= QUOTA_BYTES {
+                outcome = Outcome::More;
+                break;
+            }
+            match connection.receiver.next(peer, slot, &mut self.staging, &mut self.arrivals) {
+                Ok(Next::Event(event)) => {
+                    left -= 1;
+                    events.list.push(event);
+                }
+                Ok(Next::Bytes) if connection.readable => match connection.read() {
+                    Ok(count) => bytes += count,
+                    Err(reason) => connection.end(reason),
+                },
+                Ok(Next::Bytes | Next::Place) => break,
+                Ok(Next::Memory) => {
+                    outcome = Outcome::Starved;
+                    break;
+                }
+                Err(violation) => connection.end(LostReason::Violation(violation)),
+            }
+        }
+        match connection.ended {
+            Some(reason) => connection.bury(reason, peer, events, &mut left),
+            // What was read may have made room for nothing, but what was written is to be reported.
+            None if connection.send.has_sent() || connection.can_write() => match outcome {
+                Outcome::Starved => Outcome::Starved,
+                _ => Outcome::More,
+            },
+            None => outcome,
+        }
+    }
+
+    /// Frees the slot of a peer whose loss was reported.
+    fn forget(&mut self, slot: usize, reason: LostReason) {
+        self.staging.forget(slot);
+        let Some(connection) = self.peers.remove(slot, reason) else { return };
+        let _ = epoll::delete(&self.set, &connection.stream);
+        if reason == LostReason::ClosedHere && !connection.cut {
+            self.lingering.push(connection.stream);
+        }
+    }
+}
+
+impl crate::endpoint::Endpoint for Endpoint {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            name: "socket",
+            operations_per_peer_max: self.limits.operations_per_peer_max,
+            peers_max: self.peers.limit(),
+            body_bytes_max: self.limits.body_bytes_max,
+            frame_bytes: FRAME_BYTES,
+            by_reference: false,
+        }
+    }
+
+    fn attach(&mut self, _region: &Region) -> Result<(), AttachError> {
+        Ok(())
+    }
+
+    fn adopt(&mut self, link: Link) -> Result<Peer, AdoptError> {
+        let found = link.kind_name();
+        let Kind::Tcp(Tcp { stream, .. }) = link.kind else {
+            return Err(AdoptError::OtherKind { expected: "socket", found });
+        };
+        let full = AdoptError::TooManyPeers { limit: self.peers.limit() };
+        let Some(slot) = self.peers.next_slot() else { return Err(full) };
+        let parser = HeadParser::new(self.framing, link.number, self.limits.body_bytes_max);
+        let flags =
+            epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        let ready = stream.set_nonblocking(true).and_then(|()| {
+            Ok(epoll::add(&self.set, &stream, epoll::EventData::new_u64(slot as u64), flags)?)
+        });
+        let connection = Connection {
+            stream,
+            receiver: Receiver::new(parser, link.place_from),
+            send: SendQueue::new(self.limits.operations_per_peer_max),
+            // The set reports what is there already as the first edge.
+            readable: false,
+            writable: true,
+            hung_up: false,
+            cut: false,
+            touched: false,
+            // Without an entry in the set nothing would be heard of it.
+            ended: ready.is_err().then_some(LostReason::Broken),
+            interrupted: None,
+        };
+        self.peers.insert(connection).ok_or(full)?;
+        self.peers.enqueue(slot);
+        Ok(self.peers.peer(slot))
+    }
+
+    fn post(&mut self, batch: &mut Batch) -> Result<(), Full> {
+        // Each operation goes round once; those that stay end up in their old order.
+        for _ in 0..batch.operations.len() {
+            let Some(operation) = batch.operations.pop_front() else { break };
+            let Some(slot) = self.peers.slot_of(operation.peer) else {
+                let reason = self.peers.why_lost(operation.peer);
+                self.flushed.push_back((operation.peer, operation.token, reason));
+                continue;
+            };
+            let Some(connection) = self.peers.connection(slot) else { continue };
+            if connection.ended.is_some() {
+                connection.send.push_late(operation.token);
+                continue;
+            }
+            // Nothing is reported meanwhile, so a peer that is full stays full until the end of the batch.
+            if connection.send.is_full() {
+                batch.operations.push_back(operation);
+                continue;
+            }
+            let Operation { token, head, body, .. } = operation;
+            connection.send.push(token, head, body);
+            if !connection.touched {
+                connection.touched = true;
+                self.touched.push(slot);
+            }
+        }
+        for index in 0..self.touched.len() {
+            let slot = self.touched[index];
+            if let Some(connection) = self.peers.connection(slot) {
+                connection.touched = false;
+                connection.write(&mut self.plan);
+                if connection.send.has_sent() || connection.can_write() || connection.cut {
+                    self.peers.enqueue(slot);
+                }
+            }
+        }
+        self.touched.clear();
+        if batch.operations.is_empty() { Ok(()) } else { Err(Full) }
+    }
+
+    fn poll(&mut self, events: &mut Events) {
+        self.collect();
+        self.lingering.poll();
+        for slot in self.starved.drain(..) {
+            self.peers.enqueue(slot);
+        }
+        while events.room() > 0
+            && let Some((peer, token, reason)) = self.flushed.pop_front()
+        {
+            events.list.push(Event::Sent { peer, token, outcome: Err(reason) });
+        }
+        // Each peer once: what is left of a turn waits for the next poll.
+        for _ in 0..self.peers.ready_len() {
+            if events.room() == 0 {
+                break;
+            }
+            let Some(slot) = self.peers.dequeue() else { break };
+            match self.visit(slot, events) {
+                Outcome::Idle => {}
+                Outcome::More => self.peers.enqueue(slot),
+                Outcome::Starved => self.starved.push(slot),
+                Outcome::Lost(reason) => self.forget(slot, reason),
+            }
+        }
+    }
+
+    fn place(&mut self, arrival: Arrival, destination: Option<SliceMut>) {
+        let slot = slot_bits(arrival.0);
+        if let Some(connection) = self.peers.connection(slot)
+            && connection.receiver.place(arrival, destination)
+        {
+            self.peers.enqueue(slot);
+        }
+    }
+
+    fn arm(&mut self) -> Armed {
+        self.waker.arm();
+        // Edges that have come since are found by the turn that follows, or end the sleep at once.
+        if self.peers.ready_len() > 0 || !self.flushed.is_empty() {
+            return Armed::Ready;
+        }
+        let at_most_ns = (!self.starved.is_empty()).then_some(MEMORY_SLEEP_NS);
+        Armed::Sleep(Sleep::Descriptor { descriptor: Arc::clone(&self.set), at_most_ns })
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn close(&mut self, peer: Peer) {
+        let Some(slot) = self.peers.slot_of(peer) else { return };
+        if let Some(connection) = self.peers.connection(slot)
+            && connection.ended.is_none()
+        {
+            connection.end(LostReason::ClosedHere);
+        }
+        self.peers.enqueue(slot);
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        for mut connection in self.peers.drain() {
+            connection.write(&mut self.plan);
+            // Reads away what is there, so that the close is an orderly one.
+            self.lingering.push(connection.stream);
+        }
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "socket::Endpoint({} peers)", self.peers.len())
+    }
+}

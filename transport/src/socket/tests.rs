@@ -1,0 +1,1 @@
+//! The socket backend beyond the conformance suite.

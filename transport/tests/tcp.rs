@@ -1,0 +1,569 @@
+//! The two TCP backends beyond the conformance suite, over real loopback sockets: load with checked contents and little
+//! memory, peers that stop reading, die, or talk nonsense.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use rangefold_transport::conformance::{FRAMING, head, number_of};
+use rangefold_transport::stream::Limits;
+use rangefold_transport::wait::{Clock, Ended, Loop};
+use rangefold_transport::{
+    Arena, Batch, Body, Endpoint, Event, Events, Link, LostReason, Peer, Shell, Token, Turn, Violation, socket,
+};
+
+/// How a test makes endpoints of one backend.
+trait Backend {
+    type Endpoint: Endpoint + Send;
+
+    fn endpoint(limits: Limits) -> Self::Endpoint;
+    /// As little memory as the backend can work with.
+    fn tiny(limits: Limits) -> Self::Endpoint;
+}
+
+struct Socket;
+
+impl Backend for Socket {
+    type Endpoint = socket::Endpoint;
+
+    fn endpoint(limits: Limits) -> socket::Endpoint {
+        socket::Endpoint::new(FRAMING, limits).expect("descriptors")
+    }
+
+    fn tiny(limits: Limits) -> socket::Endpoint {
+        Self::endpoint(Limits { receive_bytes: 0, ..limits })
+    }
+}
+
+fn streams() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let left = TcpStream::connect(listener.local_addr().expect("bound")).expect("listening");
+    let (right, _) = listener.accept().expect("connected");
+    (left, right)
+}
+
+fn link(stream: TcpStream) -> Link {
+    Link::tcp(stream, 7).expect("connected")
+}
+
+fn limits() -> Limits {
+    Limits { peers_max: 16, body_bytes_max: 4 << 20, operations_per_peer_max: 64, receive_bytes: 32 << 20 }
+}
+
+/// SplitMix64.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((mixed ^ mixed >> 31) % limit as u64).expect("64 bits")
+    }
+
+    fn body_bytes(&mut self) -> usize {
+        let limit = match self.below(100) {
+            0..30 => 65,
+            30..60 => 2_000,
+            60..80 => 70_000,
+            80..96 => 600_000,
+            _ => (4 << 20) + 1,
+        };
+        self.below(limit)
+    }
+}
+
+/// What byte `index` of message `number` is: differs between neighbours and between messages.
+fn byte(number: u64, index: usize) -> u8 {
+    let mixed = (number.wrapping_mul(0x9e37) ^ (index as u64).wrapping_mul(0x0101_0003)).to_le_bytes();
+    mixed[0] ^ mixed[2]
+}
+
+fn assert_content(number: u64, mut from: usize, bytes: &[u8]) {
+    let wrong = bytes.iter().enumerate().find(|(index, found)| byte(number, from + index) != **found);
+    if let Some((index, found)) = wrong {
+        from += index;
+        panic!("message {number}, byte {from}: {found} instead of {}", byte(number, from));
+    }
+}
+
+/// One side of the load: sends `count` messages to each peer and expects as many from each.
+struct Loaded<E> {
+    endpoint: E,
+    peers: Vec<Peer>,
+    events: Events,
+    batch: Batch,
+    chance: Chance,
+    sending: Arena,
+    placing: Arena,
+    /// Per peer: messages made, completed, received.
+    made: Vec<u64>,
+    completed: Vec<u64>,
+    received: Vec<u64>,
+    /// The head of an announced message, per peer.
+    announced: Vec<u64>,
+    /// An announcement that finds no memory yet.
+    unplaced: VecDeque<(rangefold_transport::Arrival, usize)>,
+    held: Vec<Body>,
+    count: u64,
+}
+
+impl<E: Endpoint> Loaded<E> {
+    fn new(endpoint: E, seed: u64, count: u64) -> Self {
+        Self {
+            endpoint,
+            peers: Vec::new(),
+            events: Events::with_limit(16),
+            batch: Batch::default(),
+            chance: Chance(seed),
+            sending: Arena::new(32 << 20),
+            placing: Arena::new(32 << 20),
+            made: Vec::new(),
+            completed: Vec::new(),
+            received: Vec::new(),
+            announced: Vec::new(),
+            unplaced: VecDeque::new(),
+            held: Vec::new(),
+            count,
+        }
+    }
+
+    fn adopt(&mut self, link: Link) {
+        self.peers.push(self.endpoint.adopt(link).expect("room for peers"));
+        self.made.push(0);
+        self.completed.push(0);
+        self.received.push(0);
+        self.announced.push(0);
+    }
+
+    fn make(&mut self) {
+        for index in 0..self.peers.len() {
+            while self.made[index] < self.count && self.batch.len() < 32 {
+                let len = self.chance.below(2) * self.chance.body_bytes();
+                let Some(mut slice) = self.sending.take(len) else { return };
+                let number = self.made[index];
+                for (at, byte_at) in slice.as_mut_bytes().iter_mut().enumerate() {
+                    *byte_at = byte(number, at);
+                }
+                let mut slice = slice.freeze();
+                let mut parts = Vec::new();
+                // Some bodies in several slices.
+                while self.chance.below(3) == 0 && slice.len() > 1 {
+                    let at = self.chance.below(slice.len());
+                    parts.push(slice.cut(0..at));
+                    slice = slice.cut(at..slice.len());
+                }
+                parts.push(slice);
+                let body = Body::of(parts);
+                self.batch.send(self.peers[index], Token(number), &head(number, &body), body);
+                self.made[index] += 1;
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let index = |peer: Peer| self.peers.iter().position(|known| *known == peer).expect("a known peer");
+        match event {
+            Event::Sent { peer, token, outcome } => {
+                let index = index(peer);
+                assert_eq!((token.0, outcome), (self.completed[index], Ok(())));
+                self.completed[index] += 1;
+            }
+            Event::Arrived { peer, head, body } => {
+                let index = index(peer);
+                let number = number_of(&head);
+                assert_eq!(number, self.received[index], "in order");
+                let mut from = 0;
+                for slice in body.slices() {
+                    assert_content(number, from, slice.as_bytes());
+                    from += slice.len();
+                }
+                self.received[index] += 1;
+                if self.chance.below(3) == 0 {
+                    self.held.push(body);
+                }
+            }
+            Event::Announced { peer, arrival, head, body_bytes } => {
+                let index = index(peer);
+                assert_eq!(number_of(&head), self.received[index], "in order");
+                self.announced[index] = number_of(&head);
+                self.unplaced.push_back((arrival, body_bytes));
+            }
+            Event::Placed { peer, destination, outcome, .. } => {
+                assert_eq!(outcome, Ok(()));
+                let index = index(peer);
+                assert_content(self.announced[index], 0, destination.as_bytes());
+                self.received[index] += 1;
+            }
+            Event::Lost { reason, .. } => panic!("lost: {reason}"),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let all = |counts: &[u64]| counts.iter().all(|count| *count == self.count);
+        all(&self.completed) && all(&self.received)
+    }
+}
+
+impl<E: Endpoint> Shell for Loaded<E> {
+    type Endpoint = E;
+
+    fn turn(&mut self, _now_ns: u64) -> Turn {
+        self.endpoint.poll(&mut self.events);
+        let events: Vec<_> = self.events.drain().collect();
+        let progressed = !events.is_empty();
+        events.into_iter().for_each(|event| self.handle(event));
+        // What is held is dropped late and in any order, but never kept for ever.
+        while !self.held.is_empty() && (!progressed || self.chance.below(4) == 0) {
+            let index = self.chance.below(self.held.len());
+            drop(self.held.swap_remove(index));
+        }
+        while let Some((arrival, body_bytes)) = self.unplaced.pop_front() {
+            let Some(destination) = self.placing.take(body_bytes) else {
+                self.unplaced.push_front((arrival, body_bytes));
+                break;
+            };
+            self.endpoint.place(arrival, Some(destination));
+        }
+        self.make();
+        let before = self.batch.len();
+        let _ = self.endpoint.post(&mut self.batch);
+        Turn { progressed: progressed || self.batch.len() < before, deadline: None }
+    }
+
+    fn endpoint(&mut self) -> &mut E {
+        &mut self.endpoint
+    }
+}
+
+fn run<E: Endpoint>(side: &mut Loaded<E>, others_done: &std::sync::atomic::AtomicUsize, spin_ns: u64) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let clock = Clock::new();
+    let mut driver = Loop::new(clock, 2).with_spin_ns(spin_ns);
+    let done = |side: &mut Loaded<E>| side.is_done();
+    assert_eq!(driver.run(side, done, Some(60_000_000_000)), Ended::Until, "{:?}", progress(side));
+    others_done.fetch_add(1, Relaxed);
+    // The other side may need this one to go on reading and to say so.
+    while others_done.load(Relaxed) < 2 {
+        side.turn(0);
+        std::thread::yield_now();
+    }
+}
+
+fn progress<E>(side: &Loaded<E>) -> (&[u64], &[u64], &[u64], usize) {
+    (&side.made, &side.completed, &side.received, side.held.len())
+}
+
+/// Two threads, `links` connections between them, `count` messages each way on each.
+fn load<B: Backend>(
+    make: fn(Limits) -> B::Endpoint,
+    links: usize,
+    count: u64,
+    seed: u64,
+    spin_ns: u64,
+    place_from: Option<usize>,
+) {
+    let mut left = Loaded::new(make(limits()), seed, count);
+    let mut right = Loaded::new(make(limits()), seed + 1, count);
+    for _ in 0..links {
+        let (one, other) = streams();
+        left.adopt(link(one));
+        let other = link(other);
+        right.adopt(match place_from {
+            Some(bytes) => other.place_from(bytes),
+            None => other,
+        });
+    }
+    let done = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let done = &done;
+        let other = scope.spawn(move || run(&mut right, done, spin_ns));
+        run(&mut left, done, spin_ns);
+        other.join().expect("the other side checks too");
+    });
+}
+
+fn mixed_load<B: Backend>() {
+    for (seed, spin_ns) in [(1, 0), (2, 50_000)] {
+        load::<B>(B::endpoint, 1, 300, seed, spin_ns, None);
+        load::<B>(B::endpoint, 3, 100, seed + 10, spin_ns, None);
+    }
+}
+
+fn mixed_load_with_places<B: Backend>() {
+    for (seed, from) in [(3, 1), (4, 16 << 10)] {
+        load::<B>(B::endpoint, 2, 150, seed, 0, Some(from));
+    }
+}
+
+fn mixed_load_in_tiny_memory<B: Backend>() {
+    for (seed, place_from) in [(5, None), (6, Some(64 << 10)), (7, None)] {
+        load::<B>(B::tiny, 4, 80, seed, 0, place_from);
+    }
+}
+
+/// An endpoint on its own, driven until something holds.
+struct Alone<E> {
+    endpoint: E,
+    seen: Vec<Event>,
+    events: Events,
+}
+
+impl<E: Endpoint> Alone<E> {
+    fn new(endpoint: E) -> Self {
+        Self { endpoint, seen: Vec::new(), events: Events::with_limit(16) }
+    }
+
+    fn poll(&mut self) {
+        self.endpoint.poll(&mut self.events);
+        self.seen.extend(self.events.drain());
+    }
+
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !done(self) {
+            assert!(Instant::now() < deadline, "{what}: not in time; saw {:?}", self.seen);
+            self.poll();
+        }
+    }
+
+    fn losses(&self) -> Vec<(Peer, LostReason)> {
+        let loss = |event: &Event| match event {
+            Event::Lost { peer, reason } => Some((*peer, *reason)),
+            _ => None,
+        };
+        self.seen.iter().filter_map(loss).collect()
+    }
+
+    fn completions(&self, of: Peer) -> Vec<Result<(), LostReason>> {
+        let completion = |event: &Event| match event {
+            Event::Sent { peer, outcome, .. } if *peer == of => Some(*outcome),
+            _ => None,
+        };
+        self.seen.iter().filter_map(completion).collect()
+    }
+}
+
+fn body_of(arena: &mut Arena, len: usize) -> Body {
+    arena.take(len).expect("enough memory").freeze().into()
+}
+
+/// The bytes of a message.
+fn frame(number: u64, len: usize) -> Vec<u8> {
+    let mut arena = Arena::new(8 << 20);
+    let body = body_of(&mut arena, len);
+    let mut bytes = head(number, &body).as_bytes().to_vec();
+    bytes.extend(std::iter::repeat_n(0, len));
+    bytes
+}
+
+/// A peer that takes nothing: its queue fills, its operations stay in the batch, others go on.
+fn a_peer_that_stops_reading_holds_up_nobody<B: Backend>() {
+    let mut hub = Alone::new(B::endpoint(limits()));
+    let (here, stuck) = streams();
+    let stuck_peer = hub.endpoint.adopt(link(here)).expect("room");
+    let (here, mut good) = streams();
+    let good_peer = hub.endpoint.adopt(link(here)).expect("room");
+    let mut arena = Arena::new(256 << 20);
+    let body = body_of(&mut arena, 1 << 20);
+    let mut batch = Batch::default();
+    for number in 0..200 {
+        batch.send(stuck_peer, Token(number), &head(number, &body), body.clone());
+    }
+    for _ in 0..2_000 {
+        let _ = hub.endpoint.post(&mut batch);
+        hub.poll();
+    }
+    let completed = hub.completions(stuck_peer).len();
+    assert!(completed < 100, "the system's buffers do not hold {completed} MiB");
+    assert_eq!(batch.len(), 200 - 64 - completed, "as many as may be posted, and no more");
+    let mut ping = Batch::default();
+    let nothing = Body::empty();
+    for number in 0..50 {
+        ping.send(good_peer, Token(number), &head(number, &nothing), Body::empty());
+        assert_eq!(hub.endpoint.post(&mut ping), Ok(()), "the other one has room");
+        let mut bytes = [0; 64];
+        hub.poll();
+        good.read_exact(&mut bytes).expect("it comes");
+        hub.until("completes", |hub| hub.completions(good_peer).len() as u64 == number + 1);
+    }
+    // It reads again: everything goes on.
+    let reader = std::thread::spawn(move || {
+        let (mut stuck, mut bytes) = (stuck, vec![0; 1 << 20]);
+        let mut left = 200 * (64 + (1 << 20));
+        while left > 0 {
+            left -= stuck.read(&mut bytes).expect("it comes");
+        }
+        stuck
+    });
+    hub.until("all sent", |hub| {
+        let _ = hub.endpoint.post(&mut batch);
+        hub.completions(stuck_peer).len() == 200
+    });
+    drop(reader.join().expect("it reads all"));
+}
+
+/// A process that dies without closing resets its connections.
+fn a_killed_peer_is_lost<B: Backend>() {
+    for body_bytes in [0, 1 << 20] {
+        let mut hub = Alone::new(B::endpoint(limits()));
+        let (here, mut there) = streams();
+        let peer = hub.endpoint.adopt(link(here)).expect("room");
+        let mut arena = Arena::new(8 << 20);
+        let body = body_of(&mut arena, body_bytes);
+        let mut batch = Batch::default();
+        for number in 0..64 {
+            batch.send(peer, Token(number), &head(number, &body), body.clone());
+        }
+        assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
+        // Half a message of its own, too.
+        there.write_all(&frame(1, 1_000)[..500]).expect("connected");
+        hub.poll();
+        rustix::net::sockopt::set_socket_linger(&there, Some(Duration::ZERO)).expect("a socket");
+        drop(there);
+        hub.until("lost", |hub| !hub.losses().is_empty());
+        assert_eq!(hub.losses(), [(peer, LostReason::Broken)]);
+        assert_eq!(hub.completions(peer).len(), 64, "each token once");
+        assert!(matches!(hub.seen.last(), Some(Event::Lost { .. })));
+        drop(body);
+        hub.seen.clear();
+        arena.collect();
+        assert_eq!(arena.used_bytes(), 0, "nothing is kept of the lost");
+    }
+}
+
+/// A stream that ends in the middle of a message is broken, between two it is closed.
+fn the_end_of_a_stream_tells<B: Backend>() {
+    let whole = frame(1, 300);
+    for (bytes, reason) in [
+        (whole.len(), LostReason::ClosedByPeer),
+        (whole.len() - 1, LostReason::Broken),
+        (40, LostReason::Broken),
+        (0, LostReason::ClosedByPeer),
+    ] {
+        let mut hub = Alone::new(B::endpoint(limits()));
+        let (here, mut there) = streams();
+        let peer = hub.endpoint.adopt(link(here)).expect("room");
+        there.write_all(&whole[..bytes]).expect("connected");
+        drop(there);
+        hub.until("lost", |hub| !hub.losses().is_empty());
+        assert_eq!(hub.losses(), [(peer, reason)], "after {bytes} bytes");
+    }
+}
+
+/// Noise is cut off; what came before it arrives; others do not notice.
+fn noise_is_cut_off<B: Backend>() {
+    let mut hub = Alone::new(B::endpoint(limits()));
+    let (here, mut noisy) = streams();
+    let peer = hub.endpoint.adopt(link(here)).expect("room");
+    let (here, mut good) = streams();
+    let good_peer = hub.endpoint.adopt(link(here)).expect("room");
+    noisy.write_all(&frame(1, 100)).expect("connected");
+    noisy.write_all(&[0xaa; 1_000]).expect("connected");
+    hub.until("cut off", |hub| !hub.losses().is_empty());
+    assert_eq!(hub.losses(), [(peer, LostReason::Violation(Violation::Head))]);
+    assert!(matches!(hub.seen.first(), Some(Event::Arrived { .. })));
+    noisy.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    assert!(matches!(noisy.read(&mut [0; 10]), Ok(0) | Err(_)), "the connection is gone");
+    hub.seen.clear();
+    good.write_all(&frame(2, 70_000)).expect("connected");
+    hub.until("the other one arrives", |hub| !hub.seen.is_empty());
+    assert!(matches!(&hub.seen[..], [Event::Arrived { peer, .. }] if *peer == good_peer));
+}
+
+/// A body whose peer dies in the middle of it comes back from its place.
+fn an_interrupted_place_comes_back<B: Backend>() {
+    let mut hub = Alone::new(B::endpoint(limits()));
+    let (here, mut there) = streams();
+    let peer = hub.endpoint.adopt(link(here).place_from(1)).expect("room");
+    there.write_all(&frame(1, 1 << 20)[..500_000]).expect("connected");
+    hub.until("announced", |hub| !hub.seen.is_empty());
+    let Some(Event::Announced { arrival, body_bytes, .. }) = hub.seen.pop() else { panic!("announced") };
+    let mut arena = Arena::new(8 << 20);
+    hub.endpoint.place(arrival, arena.take(body_bytes));
+    for _ in 0..1_000 {
+        hub.poll();
+    }
+    drop(there);
+    hub.until("lost", |hub| !hub.losses().is_empty());
+    assert_eq!(hub.losses(), [(peer, LostReason::Broken)]);
+    let [Event::Placed { outcome: Err(LostReason::Broken), destination, .. }, Event::Lost { .. }] = &hub.seen[..]
+    else {
+        panic!("it comes back: {:?}", hub.seen)
+    };
+    assert_eq!(destination.len(), 1 << 20);
+}
+
+/// A close while much is posted and the peer reads late: all of it arrives.
+fn a_close_brings_out_what_was_posted<B: Backend>() {
+    let mut hub = Alone::new(B::endpoint(limits()));
+    let (here, mut there) = streams();
+    let peer = hub.endpoint.adopt(link(here)).expect("room");
+    let mut arena = Arena::new(32 << 20);
+    let body = body_of(&mut arena, 1 << 20);
+    let mut batch = Batch::default();
+    for number in 0..30 {
+        batch.send(peer, Token(number), &head(number, &body), body.clone());
+    }
+    assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
+    hub.endpoint.close(peer);
+    // What is still sent to it meanwhile does not turn the close into a reset.
+    there.write_all(&frame(1, 10_000)).expect("connected");
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        let mut bytes = Vec::new();
+        there.read_to_end(&mut bytes).expect("an orderly end");
+        bytes.len()
+    });
+    hub.until("lost", |hub| !hub.losses().is_empty());
+    assert_eq!(hub.completions(peer), [Ok(()); 30]);
+    assert_eq!(hub.losses(), [(peer, LostReason::ClosedHere)]);
+    assert_eq!(reader.join().expect("it reads to the end"), 30 * (64 + (1 << 20)));
+}
+
+/// Connections come and go; slots are reused and numbers are not.
+fn peers_come_and_go<B: Backend>() {
+    let mut hub = Alone::new(B::endpoint(limits()));
+    let mut known = Vec::new();
+    for round in 0..100 {
+        let (here, mut there) = streams();
+        let peer = hub.endpoint.adopt(link(here)).expect("room");
+        assert!(!known.contains(&peer), "never the same again");
+        known.push(peer);
+        there.write_all(&frame(round, 5_000)).expect("connected");
+        hub.until("arrives", |hub| matches!(hub.seen.last(), Some(Event::Arrived { .. })));
+        if round % 2 == 0 {
+            hub.endpoint.close(peer);
+        } else {
+            drop(there);
+        }
+        hub.until("lost", |hub| matches!(hub.seen.last(), Some(Event::Lost { .. })));
+        hub.seen.clear();
+    }
+}
+
+macro_rules! over {
+    ($($test:ident),* $(,)?) => {
+        mod over_socket {
+            $(#[test]
+            fn $test() {
+                super::$test::<super::Socket>();
+            })*
+        }
+    };
+}
+
+over!(
+    mixed_load,
+    mixed_load_with_places,
+    mixed_load_in_tiny_memory,
+    a_peer_that_stops_reading_holds_up_nobody,
+    a_killed_peer_is_lost,
+    the_end_of_a_stream_tells,
+    noise_is_cut_off,
+    an_interrupted_place_comes_back,
+    a_close_brings_out_what_was_posted,
+    peers_come_and_go,
+);

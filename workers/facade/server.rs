@@ -1,0 +1,230 @@
+//! A server process: shard threads behind a listener, and the control connection to the scheduler.
+//! Knows threads, addresses and the control stream; decides nothing. Run by `rangefold server`.
+//! Source: OSDI'14 §3 (server node), §4.5; design.md §2 (anatomy of a process).
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rangefold_kvstore::{Command, NodeOptions, ShardHandle};
+use rangefold_proto::client::Grant;
+use rangefold_proto::{Limits, ServerId, ShardId};
+use rangefold_transport::Endpoint;
+use rangefold_transport::bootstrap::{
+    Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose,
+};
+use rangefold_transport::wait::Clock;
+use rangefold_workers::control_stream::{FromScheduler, ToScheduler, read, write};
+use rangefold_workers::coordinator::News;
+use rangefold_workers::remote::{JOB, dial_control};
+
+/// Bytes that a shard may have under way in replies.
+const REPLY_BYTES_MAX: usize = 128 << 20;
+/// How long the scheduler may take to answer.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Between two signs of life.
+const ALIVE: Duration = Duration::from_millis(500);
+
+/// How a server is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The scheduler's address, host and port.
+    pub scheduler: String,
+    /// Where to listen; port 0 takes any.
+    pub bind: String,
+    /// Where others reach it, if that is not where it listens.
+    pub advertise: Option<String>,
+    /// Shard threads.
+    pub shards: u16,
+    /// Capacities.
+    pub limits: Limits,
+    /// How long joining may take.
+    pub deadline: Duration,
+}
+
+/// Why a server does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The scheduler cannot be reached.
+    #[error("cannot reach the scheduler: {0}")]
+    Dial(#[from] DialError),
+    /// The scheduler refuses.
+    #[error("the scheduler refuses this server: {0}")]
+    Refused(String),
+    /// The control connection broke.
+    #[error("the connection to the scheduler broke: {0}")]
+    Stream(io::Error),
+    /// The system gives no thread.
+    #[error("cannot start a thread: {0}; raise the limit on processes (ulimit -u)")]
+    Thread(io::Error),
+    /// The transport cannot be used here.
+    #[error("{0}")]
+    Transport(String),
+}
+
+/// A server that has joined and does not serve yet.
+pub struct Server {
+    listener: Arc<Listener>,
+    control: TcpStream,
+    server: ServerId,
+    shards: Vec<ShardHandle>,
+    threads: Vec<thread::JoinHandle<()>>,
+    grant: Grant,
+}
+
+/// Ends a server from another thread.
+#[derive(Clone)]
+pub struct Stopper(Arc<Listener>);
+
+impl Stopper {
+    /// Ends `serve`.
+    pub fn stop(&self) {
+        self.0.stop();
+    }
+}
+
+impl Server {
+    /// Listens, joins at the scheduler, starts the shards; `endpoint` makes one for each.
+    ///
+    /// # Errors
+    /// [`ServeError`], within the deadline.
+    pub fn start<E: Endpoint + Send + 'static>(
+        options: &Options,
+        mut endpoint: impl FnMut() -> Result<E, String>,
+    ) -> Result<Self, ServeError> {
+        let listener = Arc::new(Listener::bind(&options.bind, Listening::default())?);
+        let address = options.advertise.clone().unwrap_or_else(|| listener.address().to_string());
+        let control = dial_control(&options.scheduler, options.deadline)?;
+        control.set_read_timeout(Some(options.deadline)).map_err(ServeError::Stream)?;
+        control.set_write_timeout(Some(ANSWER)).map_err(ServeError::Stream)?;
+        let join = ToScheduler::JoinServer { address, shards: options.shards, host: 0 };
+        write(&control, &join).map_err(ServeError::Stream)?;
+        let server = match read(&control).map_err(ServeError::Stream)? {
+            FromScheduler::Server(server) => server,
+            FromScheduler::Refused(text) => return Err(ServeError::Refused(text)),
+            _ => return Err(ServeError::Refused("it answered another question".into())),
+        };
+        control.set_read_timeout(None).map_err(ServeError::Stream)?;
+        let clock = Clock::new();
+        let (mut shards, mut threads) = (Vec::new(), Vec::new());
+        for shard in (0..options.shards).map(|shard| ShardId { server, shard }) {
+            let node =
+                NodeOptions { shard, job: JOB, limits: options.limits, send_bytes_max: REPLY_BYTES_MAX };
+            let endpoint = endpoint().map_err(ServeError::Transport)?;
+            let busy = usize::from(options.shards);
+            let (handle, thread) =
+                rangefold_kvstore::spawn(endpoint, node, clock, busy, || {}).map_err(ServeError::Thread)?;
+            shards.push(handle);
+            threads.push(thread);
+        }
+        let grant =
+            Grant { push_bytes: options.limits.push_bytes_per_link, pulls: options.limits.pulls_per_link };
+        Ok(Self { listener, control, server, shards, threads, grant })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> ServerId {
+        self.server
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
+    /// What ends it from another thread.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.listener))
+    }
+
+    /// Serves until it is told to stop, by the scheduler or a [`Stopper`]. Without the scheduler it goes on: data traffic
+    /// does not need it.
+    ///
+    /// # Errors
+    /// [`ServeError::Stream`], [`ServeError::Thread`].
+    pub fn serve(self) -> Result<(), ServeError> {
+        let Self { listener, control, shards, threads, grant, .. } = self;
+        let ears = control.try_clone().map_err(ServeError::Stream)?;
+        let (told, stopping) = (shards.clone(), Arc::clone(&listener));
+        let hear = move || {
+            while let Ok(message) = read::<FromScheduler>(&ears) {
+                let FromScheduler::News(news) = message else { continue };
+                if news == News::Stop {
+                    return stopping.stop();
+                }
+                for shard in &told {
+                    tell(shard, &news);
+                }
+            }
+        };
+        thread::Builder::new().name("rangefold-control".into()).spawn(hear).map_err(ServeError::Thread)?;
+        let mouth = control.try_clone().map_err(ServeError::Stream)?;
+        let alive = move || {
+            while write(&mouth, &ToScheduler::Alive).is_ok() {
+                thread::sleep(ALIVE);
+            }
+        };
+        thread::Builder::new().name("rangefold-alive".into()).spawn(alive).map_err(ServeError::Thread)?;
+        listener.serve(&Door { shards: &shards, grant });
+        for shard in &shards {
+            shard.stop();
+        }
+        for thread in threads {
+            // A shard that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+        // Ends both threads of the control connection.
+        let _ = control.shutdown(Shutdown::Both);
+        Ok(())
+    }
+}
+
+fn tell(shard: &ShardHandle, news: &News) {
+    let command = match news {
+        News::Map(map) => Command::Map(map.clone()),
+        News::View(view) => Command::View(view.clone()),
+        News::Run(_) | News::Barrier(_) | News::Stop => return,
+    };
+    // A shard that takes no commands has ended; whoever waits for it is told by its broken connections.
+    let _ = shard.command(command);
+}
+
+/// Lets workers in to the shard that they ask for.
+struct Door<'a> {
+    shards: &'a [ShardHandle],
+    grant: Grant,
+}
+
+impl Handler for Door<'_> {
+    fn decide(&self, hello: &Hello, _: SocketAddr) -> Answer {
+        match hello.purpose {
+            Purpose::Control => {
+                Answer::Refuse { text: "this is a server; control connections go to the scheduler".into() }
+            }
+            Purpose::Data { shard } if usize::from(shard) >= self.shards.len() => Answer::Refuse {
+                text: format!("this server has {} shards, and none of number {shard}", self.shards.len()),
+            },
+            Purpose::Data { .. } if hello.job != JOB.0 => {
+                Answer::Refuse { text: format!("this server serves job {}, not {}", JOB.0, hello.job) }
+            }
+            Purpose::Data { .. } => Answer::Accept { greeting: self.grant.encode().to_vec() },
+        }
+    }
+
+    fn accepted(&self, accepted: Accepted) {
+        if let Accepted::Data { link, shard, .. } = accepted
+            && let Some(shard) = self.shards.get(usize::from(shard))
+        {
+            // A shard that takes no commands drops the link, and the other side hears of that.
+            let _ = shard.command(Command::Adopt(link));
+        }
+    }
+}

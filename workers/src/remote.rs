@@ -1,0 +1,332 @@
+//! A worker of a cluster of processes: joins at the scheduler, dials servers, hears news, over TCP.
+//! Knows addresses, threads and the control stream; not what is pushed. Called by programs and by `rangefold train`.
+//! Source: OSDI'14 §3, §4.6; design.md §2 (anatomy of a process).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use rangefold_proto::client::Grant;
+use rangefold_proto::{ClusterMap, JobId, Lane, Limits, Round, ShardId, TableId, TableSpec, WorkerId, wire};
+use rangefold_transport::bootstrap::{DialError, Dialed as Reached, Hello, Purpose, dial};
+use rangefold_transport::wait::{Clock, Loop};
+use rangefold_transport::{Endpoint, Framing, Waker};
+
+use crate::control::{Control, ControlError};
+use crate::control_stream::{FromScheduler, ToScheduler, read, write};
+use crate::coordinator::News;
+use crate::driver::{Dialed, Dialer, Driver};
+use crate::handle::Client;
+
+/// News waiting for the session, at most.
+const NEWS_MAX: usize = 4096;
+/// How long the scheduler may take to answer a request.
+const ANSWER: Duration = Duration::from_secs(20);
+/// How long one attempt to reach a server may take; the core tries again with a growing rest between.
+const DIAL: Duration = Duration::from_secs(5);
+/// Between two signs of life.
+const ALIVE: Duration = Duration::from_millis(500);
+/// Between two attempts to reach a scheduler that is not there yet.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// The one job of a cluster, so far.
+pub const JOB: JobId = JobId(1);
+
+/// How a worker joins.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The scheduler's address, host and port.
+    pub scheduler: String,
+    /// Workers of the job.
+    pub workers: u32,
+    /// Parts of its data.
+    pub parts: u32,
+    /// Bounded delay; `None` is eventual.
+    pub tau: Option<Round>,
+    /// Capacities.
+    pub limits: Limits,
+    /// Bytes of pushes and pulls under way.
+    pub memory_bytes_max: usize,
+    /// How long joining may take.
+    pub deadline: Duration,
+}
+
+/// Why a worker cannot join.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The scheduler cannot be reached.
+    #[error("cannot reach the scheduler: {0}")]
+    Dial(#[from] DialError),
+    /// The scheduler refuses.
+    #[error("the scheduler at {address} refuses this worker: {text}")]
+    Refused {
+        /// Which.
+        address: String,
+        /// Why.
+        text: String,
+    },
+    /// The control connection broke, or spoke nonsense.
+    #[error("the connection to the scheduler at {address} broke: {source}")]
+    Stream {
+        /// Which.
+        address: String,
+        /// How.
+        source: io::Error,
+    },
+    /// The system gives no thread.
+    #[error("cannot start a thread: {0}; raise the limit on processes (ulimit -u)")]
+    Thread(io::Error),
+}
+
+/// What a byte stream must know of heads.
+#[must_use]
+pub fn framing() -> Framing {
+    Framing {
+        extension_bytes: |fixed| wire::extension_bytes(fixed).ok(),
+        body_bytes: |head, connection| wire::body_bytes(head, connection).ok(),
+    }
+}
+
+/// Connects to a scheduler's control plane, trying again while nothing listens there: processes of a job start in any order.
+///
+/// # Errors
+/// [`DialError`] of the last attempt.
+pub fn dial_control(address: &str, deadline: Duration) -> Result<TcpStream, DialError> {
+    let until = Instant::now() + deadline;
+    let hello = Hello { purpose: Purpose::Control, job: JOB.0, greeting: Vec::new() };
+    loop {
+        match dial(address, &hello, until) {
+            Ok(Reached::Control { stream, .. }) => return Ok(stream),
+            Ok(Reached::Data { .. }) => unreachable!("a hello for control is answered by a control stream"),
+            Err(DialError::NothingListens { .. }) if Instant::now() + AGAIN < until => thread::sleep(AGAIN),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Joins the job at `options.scheduler` as a worker, over `endpoint`.
+///
+/// # Errors
+/// [`ConnectError`], within the deadline.
+pub fn connect<E: Endpoint + Send + 'static>(
+    options: &Options,
+    endpoint: E,
+) -> Result<Client<E, TcpDialer>, ConnectError> {
+    let address = options.scheduler.clone();
+    let broken = |source| ConnectError::Stream { address: address.clone(), source };
+    let stream = dial_control(&options.scheduler, options.deadline)?;
+    stream.set_read_timeout(Some(options.deadline)).map_err(broken)?;
+    stream.set_write_timeout(Some(ANSWER)).map_err(broken)?;
+    write(&stream, &ToScheduler::JoinWorker { workers: options.workers, parts: options.parts })
+        .map_err(broken)?;
+    let worker = match read(&stream).map_err(broken)? {
+        FromScheduler::Worker(worker) => worker,
+        FromScheduler::Refused(text) => return Err(ConnectError::Refused { address, text }),
+        _ => return Err(broken(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))),
+    };
+    // From here on the stream is read by its thread for as long as it lives.
+    stream.set_read_timeout(None).map_err(broken)?;
+    let (sender, news) = crossbeam_channel::bounded(NEWS_MAX);
+    let line = Arc::new(Line {
+        worker,
+        address: options.scheduler.clone(),
+        writer: Mutex::new(stream.try_clone().map_err(broken)?),
+        waiting: Mutex::new(BTreeMap::new()),
+        next_request: AtomicU32::new(0),
+    });
+    let waker = endpoint.waker();
+    let hearing = Arc::clone(&line);
+    let hear = move || hearing.hear(&stream, &sender, &waker);
+    thread::Builder::new().name("rangefold-control".into()).spawn(hear).map_err(ConnectError::Thread)?;
+    let alive = Arc::downgrade(&line);
+    let sign = move || signs_of_life(&alive);
+    thread::Builder::new().name("rangefold-alive".into()).spawn(sign).map_err(ConnectError::Thread)?;
+    let dialer = TcpDialer::new(endpoint.waker());
+    let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
+    // The thread that waits, and those of the program: one may spin.
+    let turns = Loop::new(Clock::new(), 1);
+    Client::new(driver, news, Arc::new(Held(line)), turns, options.tau).map_err(ConnectError::Thread)
+}
+
+/// The control connection of one worker.
+struct Line {
+    worker: WorkerId,
+    address: String,
+    writer: Mutex<TcpStream>,
+    /// Requests that wait for their answers.
+    waiting: Mutex<BTreeMap<u32, Sender<FromScheduler>>>,
+    next_request: AtomicU32,
+}
+
+/// The line as the client holds it: when the client is gone, the connection is closed.
+struct Held(Arc<Line>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Ends the thread that hears. If the connection is broken already, it has ended.
+        let _ = self.0.writer().shutdown(Shutdown::Both);
+    }
+}
+
+impl Line {
+    fn writer(&self) -> MutexGuard<'_, TcpStream> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u32, Sender<FromScheduler>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, message: &ToScheduler) -> Result<(), ControlError> {
+        write(&*self.writer(), message)
+            .map_err(|error| ControlError::Unreachable(format!("{}: {error}", self.address)))
+    }
+
+    /// Asks and waits for the answer.
+    fn ask(&self, question: impl FnOnce(u32) -> ToScheduler) -> Result<FromScheduler, ControlError> {
+        // Relaxed: only that numbers differ matters.
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = crossbeam_channel::bounded(1);
+        self.waiting().insert(request, sender);
+        let said = self.say(&question(request));
+        let outcome = said.and_then(|()| {
+            answer.recv_timeout(ANSWER).map_err(|_| {
+                let text =
+                    format!("{}: no answer within {ANSWER:?}; it has ended or is stopped", self.address);
+                ControlError::Unreachable(text)
+            })
+        });
+        self.waiting().remove(&request);
+        outcome
+    }
+
+    /// Passes news to the session and answers to whoever asked, until the connection ends. Training does not need the
+    /// scheduler as long as nothing changes, so its end is not this worker's.
+    fn hear(&self, stream: &TcpStream, news: &Sender<News>, waker: &Waker) {
+        while let Ok(message) = read::<FromScheduler>(stream) {
+            let request = match &message {
+                FromScheduler::News(heard) => {
+                    // The session drains its queue whenever it is driven; a program that never drives has ended.
+                    if news.send_timeout(heard.clone(), ANSWER).is_err() {
+                        return;
+                    }
+                    waker.ring();
+                    continue;
+                }
+                FromScheduler::Table { request, .. }
+                | FromScheduler::Posted { request, .. }
+                | FromScheduler::Notice { request, .. } => *request,
+                FromScheduler::Server(_) | FromScheduler::Worker(_) | FromScheduler::Refused(_) => continue,
+            };
+            if let Some(asker) = self.waiting().remove(&request) {
+                // It may have given up waiting.
+                let _ = asker.try_send(message);
+            }
+        }
+    }
+}
+
+/// Tells the scheduler that this process lives, also while the program computes, until the line is gone.
+fn signs_of_life(line: &Weak<Line>) {
+    while let Some(line) = line.upgrade() {
+        if line.say(&ToScheduler::Alive).is_err() {
+            return;
+        }
+        drop(line);
+        thread::sleep(ALIVE);
+    }
+}
+
+fn unexpected() -> ControlError {
+    ControlError::Unreachable("it answered another question; do both sides run the same release?".into())
+}
+
+impl Control for Held {
+    fn worker(&self) -> WorkerId {
+        self.0.worker
+    }
+
+    fn create_table(&self, spec: &TableSpec) -> Result<TableId, ControlError> {
+        match self.0.ask(|request| ToScheduler::CreateTable { request, spec: spec.clone() })? {
+            FromScheduler::Table { outcome, .. } => Ok(outcome?),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn report(&self, acknowledged: &[(Lane, Round)]) -> Result<(), ControlError> {
+        self.0.say(&ToScheduler::Report(acknowledged.to_vec()))
+    }
+
+    fn barrier(&self) -> Result<(), ControlError> {
+        self.0.say(&ToScheduler::Barrier)
+    }
+
+    fn post(&self, name: &str, content: Vec<u8>) -> Result<(), ControlError> {
+        match self.0.ask(|request| ToScheduler::Post { request, name: name.into(), content })? {
+            FromScheduler::Posted { outcome, .. } => outcome.map_err(ControlError::Unreachable),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn notice(&self, name: &str) -> Result<Option<Vec<u8>>, ControlError> {
+        match self.0.ask(|request| ToScheduler::Notice { request, name: name.into() })? {
+            FromScheduler::Notice { content, .. } => Ok(content),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn leave(&self) {
+        // If it cannot be said, the broken connection says it.
+        let _ = self.0.say(&ToScheduler::Leave);
+    }
+}
+
+/// Connects to shards of server processes; each dial on a thread of its own, because it may wait for a dead host.
+pub struct TcpDialer {
+    waker: Waker,
+    outcomes: (Sender<Outcome>, Receiver<Outcome>),
+}
+
+type Outcome = (ShardId, Option<Dialed>);
+
+impl TcpDialer {
+    /// A dialer that rings `waker` when a dial has ended.
+    #[must_use]
+    pub fn new(waker: Waker) -> Self {
+        Self { waker, outcomes: crossbeam_channel::unbounded() }
+    }
+}
+
+impl Dialer for TcpDialer {
+    // At most one dial per shard is under way: the core waits for its outcome. That bounds threads and outcomes.
+    fn dial(&mut self, map: &ClusterMap, shard: ShardId) {
+        let (sender, waker) = (self.outcomes.0.clone(), self.waker.clone());
+        let address = map.server(shard.server).map(|entry| entry.address.clone()).unwrap_or_default();
+        let reach = move || {
+            let hello =
+                Hello { purpose: Purpose::Data { shard: shard.shard }, job: JOB.0, greeting: Vec::new() };
+            let reached = dial(&address, &hello, Instant::now() + DIAL);
+            let dialed = match reached {
+                Ok(Reached::Data { link, greeting }) => {
+                    Grant::decode(&greeting).map(|grant| Dialed { link, grant })
+                }
+                _ => None,
+            };
+            // The client may be gone.
+            let _ = sender.send((shard, dialed));
+            waker.ring();
+        };
+        if thread::Builder::new().name("rangefold-dial".into()).spawn(reach).is_err() {
+            let _ = self.outcomes.0.send((shard, None));
+        }
+    }
+
+    fn poll(&mut self) -> Option<Outcome> {
+        self.outcomes.1.try_recv().ok()
+    }
+}
