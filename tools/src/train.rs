@@ -25,6 +25,9 @@ use serde_json::json;
 use crate::exit::Verdict;
 use crate::transport::Wish;
 
+/// Passes after which a job has failed, if its user did not say.
+const PASSES_MAX: f64 = 1000.0;
+
 /// Options of `train lr`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
@@ -55,9 +58,9 @@ pub(crate) struct Arguments {
     /// Seed of the order of blocks. With delay 0 a seed gives the same weights to the last bit.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Stop unfinished after so many passes over the data.
-    #[arg(long, value_name = "N", default_value_t = 1000.0)]
-    passes: f64,
+    /// Stop after so many passes over the data, whatever the gap is then [default: fail after 1000].
+    #[arg(long, value_name = "N")]
+    passes: Option<f64>,
     /// Give up when a round takes longer, in seconds.
     #[arg(long, value_name = "S", default_value_t = 60)]
     deadline: u64,
@@ -125,7 +128,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         seed: arguments.seed,
         parts,
         segments: 16,
-        passes_max: arguments.passes,
+        passes_max: arguments.passes.unwrap_or(PASSES_MAX),
         deadline: Duration::from_secs(arguments.deadline),
     };
     let interrupt = Arc::new(AtomicBool::new(false));
@@ -289,6 +292,7 @@ fn report(arguments: &Arguments, finished: &Finished, test: Option<&Mapping>) ->
 fn verdict(arguments: &Arguments, outcome: &Outcome) -> anyhow::Result<Verdict> {
     match outcome.ended {
         Ended::Planned(Reason::GapReached) => Ok(Verdict::Success),
+        Ended::Planned(Reason::PassesSpent) if arguments.passes.is_some() => Ok(Verdict::Success),
         Ended::Planned(Reason::PassesSpent) => {
             let (gap, passes) = (outcome.certificate.gap, outcome.progress.passes);
             eprintln!(

@@ -33,6 +33,7 @@ pub mod region;
 pub mod sim;
 pub mod socket;
 pub mod stream;
+pub mod uring;
 pub mod wait;
 
 pub use arena::Arena;

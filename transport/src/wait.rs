@@ -30,6 +30,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::endpoint::Endpoint;
 use crate::primitive::{Arc, Futex, Ordering, fence, spin_loop};
+use crate::uring::SleepingRing;
 
 const AWAKE: u32 = 0;
 const ASLEEP: u32 = 1;
@@ -142,6 +143,13 @@ pub enum Sleep {
         /// Not longer than this: something that rings no bell is waited for (memory that other threads hold).
         at_most_ns: Option<u64>,
     },
+    /// In the kernel, until the ring has a completion; the waker's bell is one.
+    Ring {
+        /// The ring of the thread that sleeps.
+        ring: SleepingRing,
+        /// As above.
+        at_most_ns: Option<u64>,
+    },
 }
 
 impl Sleep {
@@ -157,6 +165,7 @@ impl Sleep {
                 // is a reason to look again.
                 let _ = poll(&mut [PollFd::new(descriptor, PollFlags::IN)], timeout.as_ref());
             }
+            Self::Ring { ring, at_most_ns } => ring.sleep(sooner(timeout_ns, *at_most_ns)),
         }
     }
 }

@@ -4,7 +4,7 @@ use rangefold_transport::conformance::{self, Fixture};
 use std::net::{TcpListener, TcpStream};
 
 use rangefold_transport::stream::Limits;
-use rangefold_transport::{Link, memory, sim, socket};
+use rangefold_transport::{Link, memory, sim, socket, uring};
 
 /// Depth of the tests' queues, so small that `Full` is common.
 const DEPTH: u32 = 4;
@@ -96,6 +96,30 @@ fn socket() -> Socket {
     Socket { number: 0 }
 }
 
+struct Uring {
+    number: u64,
+}
+
+impl Fixture for Uring {
+    type Endpoint = uring::Endpoint;
+
+    fn endpoint(&mut self, body_bytes_max: Option<u32>) -> uring::Endpoint {
+        let options = uring::Options { limits: tcp_limits(body_bytes_max), ..uring::Options::default() };
+        uring::Endpoint::new(conformance::FRAMING, options).expect("io_uring is permitted here")
+    }
+
+    fn connect(&mut self) -> (Link, Link) {
+        self.number += 1;
+        tcp_pair(self.number)
+    }
+
+    fn step(&mut self) {}
+}
+
+fn uring() -> Uring {
+    Uring { number: 0 }
+}
+
 fn memory() -> Memory {
     Memory { number: 0 }
 }
@@ -118,6 +142,13 @@ macro_rules! promises {
             $(#[test]
             fn $promise() {
                 super::conformance::$promise(super::socket());
+            })*
+        }
+
+        mod over_uring {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::uring());
             })*
         }
 
@@ -170,6 +201,11 @@ fn socket_with_threads() {
     conformance::all_with_threads(socket);
 }
 
+#[test]
+fn uring_with_threads() {
+    conformance::all_with_threads(uring);
+}
+
 /// Endpoints and links may be made on one thread and used on another.
 #[test]
 fn endpoints_and_links_change_threads() {
@@ -177,6 +213,7 @@ fn endpoints_and_links_change_threads() {
     assert_send::<Link>();
     assert_send::<memory::Endpoint>();
     assert_send::<sim::Endpoint>();
+    assert_send::<uring::Endpoint>();
     assert_send::<socket::Endpoint>();
     assert_send::<rangefold_transport::Arena>();
     assert_send::<rangefold_transport::SliceMut>();

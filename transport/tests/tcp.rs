@@ -10,7 +10,8 @@ use rangefold_transport::conformance::{FRAMING, head, number_of};
 use rangefold_transport::stream::Limits;
 use rangefold_transport::wait::{Clock, Ended, Loop};
 use rangefold_transport::{
-    Arena, Batch, Body, Endpoint, Event, Events, Link, LostReason, Peer, Shell, Token, Turn, Violation, socket,
+    Arena, Batch, Body, Endpoint, Event, Events, Link, LostReason, Peer, Shell, Token, Turn, Violation,
+    socket,
 };
 
 /// How a test makes endpoints of one backend.
@@ -489,7 +490,8 @@ fn an_interrupted_place_comes_back<B: Backend>() {
     drop(there);
     hub.until("lost", |hub| !hub.losses().is_empty());
     assert_eq!(hub.losses(), [(peer, LostReason::Broken)]);
-    let [Event::Placed { outcome: Err(LostReason::Broken), destination, .. }, Event::Lost { .. }] = &hub.seen[..]
+    let [Event::Placed { outcome: Err(LostReason::Broken), destination, .. }, Event::Lost { .. }] =
+        &hub.seen[..]
     else {
         panic!("it comes back: {:?}", hub.seen)
     };

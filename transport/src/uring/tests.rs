@@ -1,0 +1,1 @@
+//! The ring's reasons, and buffers that come back.
