@@ -99,7 +99,8 @@ fn children(parent: &Child, word: &str) -> Vec<Pid> {
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         // The parent's pid is the second field behind the name, which ends with the last parenthesis.
-        let of_parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)) == Some(&parent);
+        let of_parent =
+            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)) == Some(&parent);
         if of_parent && line.split(|&byte| byte == 0).any(|argument| argument == word.as_bytes()) {
             found.extend(Pid::from_raw(pid));
         }
@@ -122,12 +123,14 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 #[test]
 fn processes_reach_the_optimum_and_are_gone() {
     let child = rangefold("launch --servers 2 --workers 2 -- train lr --json").spawn().unwrap();
-    let services = wait_for("two servers", || Some(children(&child, "server")).filter(|found| found.len() == 2));
+    let services =
+        wait_for("two servers", || Some(children(&child, "server")).filter(|found| found.len() == 2));
     let output = finish(child);
     assert!(output.status.success(), "{}", error_of(&output));
     let result = result_of(&output);
     assert_optimal(&result);
-    let rows: u64 = result["workers"].as_array().unwrap().iter().map(|worker| worker["rows"].as_u64().unwrap()).sum();
+    let rows: u64 =
+        result["workers"].as_array().unwrap().iter().map(|worker| worker["rows"].as_u64().unwrap()).sum();
     assert_eq!(rows, 39_099);
     for pid in services {
         assert!(test_kill_process(pid).is_err(), "a server is left behind");
@@ -144,7 +147,8 @@ fn a_worker_killed_in_the_middle_leaves_no_trace_at_delay_0() {
     assert!(run(&format!("{job} {}", undisturbed.path())).status.success());
     for delay in [300, 900] {
         let child = rangefold(&format!("{job} {}", disturbed.path())).spawn().unwrap();
-        let workers = wait_for("two workers", || Some(children(&child, "train")).filter(|found| found.len() == 2));
+        let workers =
+            wait_for("two workers", || Some(children(&child, "train")).filter(|found| found.len() == 2));
         std::thread::sleep(Duration::from_millis(delay));
         kill_process(workers[1], Signal::KILL).unwrap();
         let output = finish(child);
@@ -195,14 +199,16 @@ fn an_interrupt_ends_the_job_and_says_what_was_saved() {
 fn when_launch_is_killed_everything_ends() {
     let mut child = rangefold("launch -- train lr --gap 0.00001 --deadline 5").spawn().unwrap();
     wait_for("two workers", || Some(children(&child, "train")).filter(|found| found.len() == 2));
-    let all: Vec<Pid> = ["scheduler", "server", "train"].iter().flat_map(|word| children(&child, word)).collect();
+    let all: Vec<Pid> =
+        ["scheduler", "server", "train"].iter().flat_map(|word| children(&child, word)).collect();
     assert_eq!(all.len(), 5);
     child.kill().unwrap();
     child.wait().unwrap();
     for pid in all {
         // An orphan is reaped by init, or stays a zombie where there is none.
         wait_for("the end of a process", || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+            let stat =
+                std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
             (stat.is_empty() || stat.contains(") Z ")).then_some(())
         });
     }
@@ -231,7 +237,8 @@ fn what_is_wrong_is_said_in_time_with_cause_and_remedy() {
     let foreign = std::thread::spawn(move || {
         // Answers as a web server would.
         let (mut stream, _) = taken.accept().unwrap();
-        std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").unwrap();
+        std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            .unwrap();
     });
     let web = run(&format!("train lr --scheduler {address} --deadline 2"));
     assert!(error_of(&web).contains("is not Rangefold"), "{}", error_of(&web));
@@ -246,15 +253,18 @@ fn what_is_wrong_is_said_in_time_with_cause_and_remedy() {
 
 #[test]
 fn a_worker_too_many_is_refused() {
-    let mut scheduler = rangefold("scheduler --bind 127.0.0.1:0 --servers 1").stdin(Stdio::piped()).spawn().unwrap();
+    let mut scheduler =
+        rangefold("scheduler --bind 127.0.0.1:0 --servers 1").stdin(Stdio::piped()).spawn().unwrap();
     let mut first = String::new();
     let mut out = std::io::BufReader::new(scheduler.stdout.take().unwrap());
     std::io::BufRead::read_line(&mut out, &mut first).unwrap();
     let address = first.trim().strip_prefix("listening on ").unwrap().to_owned();
     let join = |rank: u32| {
-        rangefold(&format!("train lr --scheduler {address} --workers 1 --rank {rank} --deadline 20 --gap 0.0005"))
-            .spawn()
-            .unwrap()
+        rangefold(&format!(
+            "train lr --scheduler {address} --workers 1 --rank {rank} --deadline 20 --gap 0.0005"
+        ))
+        .spawn()
+        .unwrap()
     };
     // No server: the first worker waits for its table; the second is one too many.
     let waiting = join(0);

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rangefold::pinning;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::exit::Verdict;
@@ -82,8 +83,20 @@ struct Cluster {
 impl Cluster {
     fn play(&mut self, arguments: &Arguments, interrupted: &AtomicBool) -> anyhow::Result<Verdict> {
         let address = self.start_scheduler(arguments.servers)?;
+        // Cores are assigned only when every busy thread can have its own.
+        let shards = usize::from(arguments.shards);
+        let mut cores = pinning::allowed();
+        if cores.len() < arguments.servers as usize * shards + arguments.workers as usize {
+            cores.clear();
+        }
+        let mut take = |count: usize| {
+            let taken: Vec<String> =
+                cores.drain(..count.min(cores.len())).map(|core| core.to_string()).collect();
+            taken.join(",")
+        };
         for server in 0..arguments.servers {
             let mut command = ours()?;
+            command.env(pinning::VARIABLE, take(shards));
             command.args(["server", "--scheduler", &address, "--until-stdin-closes"]);
             command.args([
                 "--shards",
@@ -104,6 +117,7 @@ impl Cluster {
                 command.args(&arguments.command[1..]);
                 command
             };
+            command.env(pinning::VARIABLE, take(1));
             command.env("RANGEFOLD_SCHEDULER", &address);
             command.env("RANGEFOLD_RANK", rank.to_string());
             command.env("RANGEFOLD_WORLD", arguments.workers.to_string());

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rangefold::Limits;
+use rangefold::pinning;
 use rangefold::server::{Options, Server};
 use rangefold_transport::socket;
 use rangefold_workers::remote::framing;
@@ -27,6 +28,9 @@ pub(crate) struct Arguments {
     /// Shard threads, each the owner of its part of every table.
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: u16,
+    /// Processors for the shard threads, as 0,1,4; without them none is pinned.
+    #[arg(long, value_name = "LIST", env = pinning::VARIABLE, default_value = "")]
+    cores: String,
     /// The transport of the data.
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Socket)]
     transport: Wish,
@@ -44,6 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         bind: arguments.bind.clone(),
         advertise: arguments.advertise.clone(),
         shards: arguments.shards.max(1),
+        cores: pinning::parse(&arguments.cores)?,
         limits: Limits::standard(),
         deadline: Duration::from_secs(arguments.deadline),
     };

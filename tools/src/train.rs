@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rangefold::embed::{self, Cluster};
-use rangefold::{Limits, Round};
+use rangefold::{Limits, Round, pinning};
 use rangefold_learn::mapping::Mapping;
 use rangefold_learn::plan::Reason;
 use rangefold_learn::train::{Ended, Job, Outcome, Seen, train};
@@ -213,6 +213,10 @@ fn remote(
         memory_bytes_max: 1 << 30,
         deadline: job.deadline,
     };
+    if let Some(&core) = pinning::parse(&std::env::var(pinning::VARIABLE).unwrap_or_default())?.first() {
+        // A thread that stays where it was is slower, and no worse.
+        let _ = pinning::pin(core);
+    }
     match arguments.transport {
         Wish::Socket => {
             let endpoint = socket::Endpoint::new(remote::framing(), socket::Limits::default())?;

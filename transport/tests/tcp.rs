@@ -11,7 +11,7 @@ use rangefold_transport::stream::Limits;
 use rangefold_transport::wait::{Clock, Ended, Loop};
 use rangefold_transport::{
     Arena, Batch, Body, Endpoint, Event, Events, Link, LostReason, Peer, Shell, Token, Turn, Violation,
-    socket,
+    socket, uring,
 };
 
 /// How a test makes endpoints of one backend.
@@ -34,6 +34,23 @@ impl Backend for Socket {
 
     fn tiny(limits: Limits) -> socket::Endpoint {
         Self::endpoint(Limits { receive_bytes: 0, ..limits })
+    }
+}
+
+struct Uring;
+
+impl Backend for Uring {
+    type Endpoint = uring::Endpoint;
+
+    fn endpoint(limits: Limits) -> uring::Endpoint {
+        let options = uring::Options { limits, ..uring::Options::default() };
+        uring::Endpoint::new(FRAMING, options).expect("io_uring is permitted here")
+    }
+
+    fn tiny(limits: Limits) -> uring::Endpoint {
+        let limits = Limits { receive_bytes: 0, ..limits };
+        let options = uring::Options { limits, buffer_count: 4, buffer_bytes: 4096 };
+        uring::Endpoint::new(FRAMING, options).expect("io_uring is permitted here")
     }
 }
 
@@ -525,6 +542,50 @@ fn a_close_brings_out_what_was_posted<B: Backend>() {
     assert_eq!(reader.join().expect("it reads to the end"), 30 * (64 + (1 << 20)));
 }
 
+/// Bodies that are kept stop their sender when the memory is used up, and nobody else; dropped, they let it go on.
+fn kept_bodies_stop_their_sender<B: Backend>() {
+    const BODY_BYTES: usize = 100_000;
+    const COUNT: u64 = 400;
+    let mut hub = Alone::new(B::tiny(limits()));
+    let (here, mut greedy) = streams();
+    let greedy_peer = hub.endpoint.adopt(link(here)).expect("room");
+    let (here, mut modest) = streams();
+    let modest_peer = hub.endpoint.adopt(link(here)).expect("room");
+    let writer = std::thread::spawn(move || {
+        for number in 0..COUNT {
+            greedy.write_all(&frame(number, BODY_BYTES)).expect("connected");
+        }
+        greedy
+    });
+    let (mut before, mut quiet) = (0, Instant::now());
+    while quiet.elapsed() < Duration::from_millis(100) {
+        hub.poll();
+        if hub.seen.len() > before {
+            (before, quiet) = (hub.seen.len(), Instant::now());
+        }
+    }
+    assert!(hub.seen.len() < 250, "{} bodies of {BODY_BYTES} bytes are more than the budget", hub.seen.len());
+    for number in 0..20 {
+        for bytes in [0, 10, 3_000] {
+            modest.write_all(&frame(number, bytes)).expect("connected");
+            let before = hub.seen.len();
+            hub.until("the other one arrives", |hub| hub.seen.len() > before);
+            let Some(Event::Arrived { peer, .. }) = hub.seen.pop() else { panic!("an arrival") };
+            assert_eq!(peer, modest_peer);
+        }
+    }
+    let mut expected = 0;
+    hub.until("all arrive", |hub| {
+        for event in hub.seen.drain(..) {
+            let Event::Arrived { peer, head, body } = event else { panic!("an arrival, not {event:?}") };
+            assert_eq!((peer, number_of(&head), body.len()), (greedy_peer, expected, BODY_BYTES));
+            expected += 1;
+        }
+        expected == COUNT
+    });
+    drop(writer.join().expect("it writes all"));
+}
+
 /// Connections come and go; slots are reused and numbers are not.
 fn peers_come_and_go<B: Backend>() {
     let mut hub = Alone::new(B::endpoint(limits()));
@@ -554,6 +615,13 @@ macro_rules! over {
                 super::$test::<super::Socket>();
             })*
         }
+
+        mod over_uring {
+            $(#[test]
+            fn $test() {
+                super::$test::<super::Uring>();
+            })*
+        }
     };
 }
 
@@ -568,4 +636,5 @@ over!(
     an_interrupted_place_comes_back,
     a_close_brings_out_what_was_posted,
     peers_come_and_go,
+    kept_bodies_stop_their_sender,
 );

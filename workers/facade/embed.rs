@@ -20,6 +20,8 @@ use rangefold_workers::control::{Control, ControlError};
 use rangefold_workers::coordinator::{AdmitError, Coordinator, Listener, News};
 use rangefold_workers::driver::{Dialed, Dialer, Driver};
 
+use crate::pinning;
+
 const JOB: JobId = JobId(1);
 /// News waiting for a worker, at most. A worker that takes none for so long has ended.
 const NEWS_MAX: usize = 4096;
@@ -36,7 +38,7 @@ pub type Ticket = rangefold_workers::Ticket<memory::Endpoint, MemoryDialer>;
 pub type PullTicket<T> = rangefold_workers::PullTicket<T, memory::Endpoint, MemoryDialer>;
 
 /// How an embedded cluster is made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Server nodes.
     pub servers: u32,
@@ -48,6 +50,8 @@ pub struct Options {
     pub parts: u32,
     /// Bounded delay; `None` is eventual (OSDI'14 §3.5).
     pub tau: Option<Round>,
+    /// Processors for the shard threads, in order; shards beyond them are not pinned.
+    pub cores: Vec<usize>,
     /// Capacities.
     pub limits: Limits,
     /// Bytes of one worker's pushes and pulls under way.
@@ -63,6 +67,7 @@ impl Default for Options {
             workers: 1,
             parts: 1,
             tau: Some(0),
+            cores: Vec::new(),
             limits: Limits::standard(),
             worker_bytes_max: 1 << 30,
         }
@@ -146,8 +151,13 @@ impl Cluster {
             for shard in (0..options.shards).map(|shard| ShardId { server, shard }) {
                 let node =
                     NodeOptions { shard, job: JOB, limits: options.limits, send_bytes_max: REPLY_BYTES_MAX };
+                let core = options.cores.get(threads.len()).copied();
+                let pin = move || {
+                    // A thread that stays where it was is slower, and no worse.
+                    let _ = core.map(pinning::pin);
+                };
                 let (handle, thread) =
-                    rangefold_kvstore::spawn(memory::Endpoint::new(), node, clock, busy_threads, || {})?;
+                    rangefold_kvstore::spawn(memory::Endpoint::new(), node, clock, busy_threads, pin)?;
                 shards.insert(shard, handle.clone());
                 handles.push(handle);
                 threads.push(thread);

@@ -21,6 +21,8 @@
 #[cfg(feature = "server")]
 pub mod embed;
 #[cfg(feature = "server")]
+pub mod pinning;
+#[cfg(feature = "server")]
 pub mod server;
 
 pub use rangefold_proto::{

@@ -20,6 +20,8 @@ use rangefold_workers::control_stream::{FromScheduler, ToScheduler, read, write}
 use rangefold_workers::coordinator::News;
 use rangefold_workers::remote::{JOB, dial_control};
 
+use crate::pinning;
+
 /// Bytes that a shard may have under way in replies.
 const REPLY_BYTES_MAX: usize = 128 << 20;
 /// How long the scheduler may take to answer.
@@ -38,6 +40,8 @@ pub struct Options {
     pub advertise: Option<String>,
     /// Shard threads.
     pub shards: u16,
+    /// Processors for the shard threads, in order; shards beyond them are not pinned.
+    pub cores: Vec<usize>,
     /// Capacities.
     pub limits: Limits,
     /// How long joining may take.
@@ -117,8 +121,13 @@ impl Server {
                 NodeOptions { shard, job: JOB, limits: options.limits, send_bytes_max: REPLY_BYTES_MAX };
             let endpoint = endpoint().map_err(ServeError::Transport)?;
             let busy = usize::from(options.shards);
+            let core = options.cores.get(usize::from(shard.shard)).copied();
+            let pin = move || {
+                // A thread that stays where it was is slower, and no worse.
+                let _ = core.map(pinning::pin);
+            };
             let (handle, thread) =
-                rangefold_kvstore::spawn(endpoint, node, clock, busy, || {}).map_err(ServeError::Thread)?;
+                rangefold_kvstore::spawn(endpoint, node, clock, busy, pin).map_err(ServeError::Thread)?;
             shards.push(handle);
             threads.push(thread);
         }

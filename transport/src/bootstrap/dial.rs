@@ -134,9 +134,9 @@ pub fn dial(address: &str, hello: &Hello, deadline: Instant) -> Result<Dialed, D
         .map_err(|source| DialError::Resolve { address: address.to_owned(), source })?
         .collect();
     let stream = connect(address, &resolved, deadline)?;
-    let late = |error| explain(address, error);
-    hello.write(&stream, deadline).map_err(late)?;
-    let (number, greeting) = match Reply::read(&stream, deadline).map_err(late)? {
+    let failed = |error| explain(address, &error);
+    hello.write(&stream, deadline).map_err(failed)?;
+    let (number, greeting) = match Reply::read(&stream, deadline).map_err(failed)? {
         Reply::Ready { number, greeting } => (number, greeting),
         Reply::Refused { text } => return Err(DialError::Refused { address: address.to_owned(), text }),
         Reply::OtherVersion { theirs } => {
@@ -180,12 +180,12 @@ fn connect(address: &str, resolved: &[SocketAddr], deadline: Instant) -> Result<
     Err(failure.unwrap_or_else(late))
 }
 
-fn explain(address: &str, error: ReadError) -> DialError {
+fn explain(address: &str, error: &ReadError) -> DialError {
     let address = address.to_owned();
     match error {
         ReadError::Late => DialError::Late { address, stage: Stage::Handshake },
         ReadError::Closed => DialError::Closed { address },
         ReadError::Foreign => DialError::NotRangefold { address },
-        ReadError::Version(theirs) => DialError::Version { address, ours: VERSION, theirs },
+        ReadError::Version(theirs) => DialError::Version { address, ours: VERSION, theirs: *theirs },
     }
 }

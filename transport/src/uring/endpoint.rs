@@ -21,6 +21,7 @@ use super::buffers::{Buffers, GROUP};
 use super::frames::{Frames, Supply};
 use super::message::Message;
 use super::ring::{Ring, Why};
+use crate::arena::Arena;
 use crate::caps::Capabilities;
 use crate::endpoint::{Arrival, Batch, Event, Events, Operation, Peer, Token};
 use crate::error::{AdoptError, AttachError, Full, LostReason, Violation};
@@ -83,6 +84,8 @@ pub struct Endpoint {
     /// Slots that the current `post` has put operations for.
     touched: Vec<usize>,
     staging: Staging,
+    /// For what was received of a connection that cannot go on, so that it does not hold buffers; as much as they are.
+    overflow: Arena,
     arrivals: ArrivalIds,
     lingering: Lingering,
     /// Whether the bell's poll is in the kernel.
@@ -326,6 +329,7 @@ impl Endpoint {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let bell = Arc::new(bell.map_err(|errno| Why::of(&errno.into()))?);
         let limits = options.limits;
+        let overflow = Arena::new(buffers.count() * buffers.buffer_bytes());
         Ok(Self {
             framing,
             limits,
@@ -340,6 +344,7 @@ impl Endpoint {
             dry: Vec::new(),
             touched: Vec::new(),
             staging: Staging::new(limits.receive_bytes, limits.body_bytes_max),
+            overflow,
             arrivals: ArrivalIds::default(),
             lingering: Lingering::default(),
             bell_polled: false,
@@ -425,6 +430,9 @@ impl Endpoint {
                 Ok(Next::Memory) => {
                     // What goes on coming would only hold the buffers of others.
                     connection.disarm(slot, &mut self.ring);
+                    if let Receive::Shared(frames) = &mut connection.receive {
+                        frames.retreat(&mut self.overflow, self.buffers.buffer_bytes());
+                    }
                     outcome = Outcome::Starved;
                     break;
                 }
@@ -432,7 +440,11 @@ impl Endpoint {
             }
         }
         match connection.ended {
-            Some(reason) => connection.bury(reason, peer, events, &mut left),
+            Some(reason) => {
+                // Again, if there was no room in the ring for the first.
+                connection.disarm(slot, &mut self.ring);
+                connection.bury(reason, peer, events, &mut left)
+            }
             None if connection.send.has_sent() && matches!(outcome, Outcome::Idle) => Outcome::More,
             None => outcome,
         }

@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 
+use crate::arena::Arena;
 use crate::endpoint::{Body, Event, Head, Peer};
 use crate::error::Violation;
 use crate::region::Slice;
@@ -27,6 +28,8 @@ pub(super) struct Frames {
     /// Received and not used; of the first, `used` bytes are.
     inbox: VecDeque<Slice>,
     used: usize,
+    /// Slices of the inbox, from its front, that lie in buffers no more.
+    copied: usize,
     state: State,
 }
 
@@ -48,7 +51,7 @@ pub(super) struct Supply {
 
 impl Frames {
     pub(super) fn new(parser: HeadParser) -> Self {
-        Self { parser, inbox: VecDeque::new(), used: 0, state: State::Head }
+        Self { parser, inbox: VecDeque::new(), used: 0, copied: 0, state: State::Head }
     }
 
     pub(super) fn push(&mut self, slice: Slice) {
@@ -162,13 +165,18 @@ impl Frames {
         if self.inbox.front().is_some_and(|first| first.len() == self.used) {
             self.inbox.pop_front();
             self.used = 0;
+            self.copied = self.copied.saturating_sub(1);
         }
     }
 
     /// Moves a body in the middle out of its buffers, so that they come back. Says whether memory was there for it.
     pub(super) fn spill(&mut self, slot: usize, staging: &mut Staging) -> bool {
         let State::Holding { body_bytes, .. } = &self.state else { return true };
-        let Some(mut body) = staging.take(slot, *body_bytes) else { return false };
+        let Some(mut body) = staging.take(slot, *body_bytes) else {
+            // It may go on in buffers, and then it must not stand in the way of others.
+            staging.forget(slot);
+            return false;
+        };
         if let State::Holding { head, parts, .. } = std::mem::replace(&mut self.state, State::Head) {
             for part in &parts {
                 body.fill(part.as_bytes());
@@ -176,6 +184,17 @@ impl Frames {
             self.state = State::Filling { head, body };
         }
         true
+    }
+
+    /// Moves what waits in the inbox out of its buffers, as far as `overflow` has memory, so that others may use them.
+    pub(super) fn retreat(&mut self, overflow: &mut Arena, buffer_bytes: usize) {
+        while let Some(slice) = self.inbox.get_mut(self.copied) {
+            let Some(mut copy) = overflow.take(buffer_bytes) else { return };
+            copy.truncate(slice.len());
+            copy.as_mut_bytes().copy_from_slice(slice.as_bytes());
+            *slice = copy.freeze();
+            self.copied += 1;
+        }
     }
 
     /// Where the next bytes may be received without a buffer: the rest of a body that has memory of its own.
@@ -197,6 +216,7 @@ impl Frames {
     pub(super) fn abandon(&mut self) {
         self.inbox.clear();
         self.used = 0;
+        self.copied = 0;
         self.state = State::Head;
     }
 }

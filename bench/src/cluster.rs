@@ -1,0 +1,201 @@
+//! Our rows: one worker and one shard, over a transport, through the client that programs use.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rangefold::embed::{Cluster, Options};
+use rangefold::server::{Server, Stopper};
+use rangefold::{ElementType, Limits, TableSpec, UpdateFunction, server};
+use rangefold_kvstore::store::apply::Element;
+use rangefold_transport::bootstrap::{Listener, Options as Listening};
+use rangefold_transport::wait::Clock;
+use rangefold_transport::{Endpoint, memory, socket};
+use rangefold_workers::coordinator::Coordinator;
+use rangefold_workers::driver::Dialer;
+use rangefold_workers::{Client, Table, remote, scheduler};
+
+use crate::ceiling::{MESSAGE_BYTES, median};
+use crate::cores;
+
+/// Elements of the table: one message, so that the ceiling's receiver and ours sweep the same memory.
+const ELEMENTS: usize = MESSAGE_BYTES / 4;
+/// Messages under way.
+const WINDOW: usize = 8;
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// GB/s of the update loop over `count` f32, counting the bytes that a push would bring.
+pub(crate) fn add(count: usize, length: Duration) -> f64 {
+    let (mut a, b) = (vec![1.0f32; count], vec![1.0f32; count]);
+    let begun = Instant::now();
+    let mut passes = 0u32;
+    while begun.elapsed() < length {
+        f32::add(&mut a, &b);
+        passes += 1;
+        std::hint::black_box(&mut a);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    assert!(a.iter().all(|&sum| sum == (passes + 1) as f32), "the sums are wrong");
+    f64::from(passes) * (count * 4) as f64 / seconds / 1e9
+}
+
+/// A cluster of one worker and one shard.
+pub(crate) struct Bench<E: Endpoint, D: Dialer> {
+    client: Client<E, D>,
+    table: Table<f32, E, D>,
+    /// Pushes of ones to the first 64 keys, and to all keys.
+    small: AtomicU64,
+    large: AtomicU64,
+    /// What must live as long.
+    _cluster: Box<dyn std::any::Any>,
+}
+
+/// Ends the processes' threads of a cluster over sockets.
+struct Services {
+    scheduler: Arc<Listener>,
+    server: Stopper,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        self.server.stop();
+        self.scheduler.stop();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spec() -> TableSpec {
+    let mut spec = TableSpec::dense("bench", ElementType::F32, ELEMENTS as u64, UpdateFunction::Add);
+    spec.segments = 1;
+    spec
+}
+
+impl Bench<memory::Endpoint, rangefold::embed::MemoryDialer> {
+    pub(crate) fn memory() -> anyhow::Result<Self> {
+        let options = Options { cores: cores::other(), ..Options::default() };
+        let cluster = Cluster::start(options)?;
+        let client = cluster.join()?;
+        Self::new(client, Box::new(cluster))
+    }
+}
+
+impl Bench<socket::Endpoint, remote::TcpDialer> {
+    pub(crate) fn socket() -> anyhow::Result<Self> {
+        let endpoint = || socket::Endpoint::new(remote::framing(), socket::Limits::default());
+        let listener = Arc::new(Listener::bind("127.0.0.1:0", Listening::default())?);
+        let address = listener.address().to_string();
+        let coordinator = Arc::new(Coordinator::new(Clock::new(), 1));
+        let listening = Arc::clone(&listener);
+        let serving = std::thread::spawn(move || {
+            scheduler::serve(&listening, &coordinator, Duration::from_secs(60), |_| {});
+        });
+        let options = server::Options {
+            scheduler: address.clone(),
+            bind: "127.0.0.1:0".into(),
+            advertise: None,
+            shards: 1,
+            cores: cores::other(),
+            limits: Limits::standard(),
+            deadline: DEADLINE,
+        };
+        let server = Server::start(&options, || endpoint().map_err(|error| error.to_string()))?;
+        let stopper = server.stopper();
+        let shard = std::thread::spawn(move || {
+            let _ = server.serve();
+        });
+        let options = remote::Options {
+            scheduler: address,
+            workers: 1,
+            parts: 1,
+            tau: Some(0),
+            limits: Limits::standard(),
+            memory_bytes_max: 1 << 30,
+            deadline: DEADLINE,
+        };
+        let client = remote::connect(&options, endpoint()?)?;
+        let services = Services { scheduler: listener, server: stopper, threads: vec![serving, shard] };
+        Self::new(client, Box::new(services))
+    }
+}
+
+impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Bench<E, D> {
+    fn new(client: Client<E, D>, cluster: Box<dyn std::any::Any>) -> anyhow::Result<Self> {
+        client.wait_for_lanes(DEADLINE)?;
+        let table = client.table(&spec())?;
+        Ok(Self { client, table, small: AtomicU64::new(0), large: AtomicU64::new(0), _cluster: cluster })
+    }
+
+    /// GB/s of pushes of the whole table, each added and acknowledged.
+    pub(crate) fn push(&self, length: Duration) -> anyhow::Result<f64> {
+        let ones = vec![1.0f32; ELEMENTS];
+        let mut under_way = std::collections::VecDeque::new();
+        let begun = Instant::now();
+        let mut pushed = 0u64;
+        while begun.elapsed() < length {
+            if under_way.len() == WINDOW
+                && let Some(oldest) = under_way.pop_front()
+            {
+                rangefold_workers::Ticket::wait(oldest, DEADLINE)?;
+            }
+            under_way.push_back(self.table.push(0..ELEMENTS as u64, &ones)?);
+            pushed += 1;
+        }
+        for ticket in under_way {
+            ticket.wait(DEADLINE)?;
+        }
+        self.large.fetch_add(pushed, Ordering::Relaxed);
+        Ok(pushed as f64 * MESSAGE_BYTES as f64 / begun.elapsed().as_secs_f64() / 1e9)
+    }
+
+    /// GB/s of pulls of the whole table.
+    pub(crate) fn pull(&self, length: Duration) -> anyhow::Result<f64> {
+        let mut under_way = std::collections::VecDeque::new();
+        let begun = Instant::now();
+        let mut pulled = 0u64;
+        while begun.elapsed() < length {
+            if under_way.len() == WINDOW
+                && let Some(oldest) = under_way.pop_front()
+            {
+                std::hint::black_box(&*rangefold_workers::PullTicket::wait(oldest, DEADLINE)?);
+            }
+            under_way.push_back(self.table.pull(0..ELEMENTS as u64)?);
+            pulled += 1;
+        }
+        for ticket in under_way {
+            ticket.wait(DEADLINE)?;
+        }
+        Ok(pulled as f64 * MESSAGE_BYTES as f64 / begun.elapsed().as_secs_f64() / 1e9)
+    }
+
+    /// Median microseconds from a push of 64 f32 to its acknowledgement.
+    pub(crate) fn round_trip(&self, length: Duration) -> anyhow::Result<f64> {
+        let ones = [1.0f32; 64];
+        let mut trips = Vec::new();
+        let begun = Instant::now();
+        while begun.elapsed() < length {
+            let sent = Instant::now();
+            self.table.push(0..64, &ones)?.wait(DEADLINE)?;
+            trips.push(sent.elapsed().as_secs_f64() * 1e6);
+        }
+        self.small.fetch_add(trips.len() as u64, Ordering::Relaxed);
+        Ok(median(&mut trips))
+    }
+
+    /// Whether every push was added exactly once. Sums are exact: they stay below 2^24.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let values = self.table.pull(0..ELEMENTS as u64)?.wait(DEADLINE)?;
+        let (small, large) = (self.small.load(Ordering::Relaxed), self.large.load(Ordering::Relaxed));
+        anyhow::ensure!(small + large < 1 << 24, "more pushes than an f32 counts");
+        let wrong = values.iter().enumerate().filter(|&(key, &value)| {
+            let expected = large + if key < 64 { small } else { 0 };
+            f64::from(value) != expected as f64
+        });
+        let wrong = wrong.count();
+        anyhow::ensure!(wrong == 0, "{wrong} of {ELEMENTS} sums are wrong");
+        self.client.leave();
+        Ok(())
+    }
+}
