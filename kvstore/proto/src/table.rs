@@ -135,7 +135,9 @@ pub enum TableError {
     #[error("no server has joined yet; start one, or wait for it")]
     NoServers,
     /// Fewer servers than the cluster is to have: a table made now would not use the others.
-    #[error("{joined} of {expected} servers have joined; the others are not started, or cannot reach the scheduler")]
+    #[error(
+        "{joined} of {expected} servers have joined; the others are not started, or cannot reach the scheduler"
+    )]
     ServersMissing {
         /// Servers there are.
         joined: u32,

@@ -5,10 +5,12 @@
 //! Called in this order: `handle_input`, then `poll_output` until it says `Timeout`. Outputs are effects that the shell
 //! performs at once and in order: an acknowledgement never leaves before the `Apply` it stands for.
 
+mod handover;
 mod link;
 mod push;
 mod say;
 mod segment;
+mod types;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -17,184 +19,16 @@ use alloc::vec::Vec;
 
 use crate::clock::Clock;
 use crate::id::{Assignment, JobId, Lane, LinkId, SegmentId, ShardId, TableId};
-use crate::key::KeyRange;
 use crate::limits::Limits;
 use crate::map::{ClusterMap, Row};
 use crate::table::TableSpec;
-use crate::time::{Nanos, Round, Stamp};
+use crate::time::{Nanos, Stamp};
 use crate::view::View;
-use crate::wire::{Arguments, Extension, Header, Kind, Refusal};
+use crate::wire::{Extension, Header, Kind, Refusal};
 
 use link::ServerLink;
 use segment::{ParkedPull, Segment};
-
-/// What happens to a shard.
-#[derive(Debug)]
-pub enum Input<'a, P> {
-    /// A connection is there.
-    Linked {
-        /// The shell's name for it.
-        link: LinkId,
-    },
-    /// A connection is gone; the last input that names it.
-    Lost {
-        /// Which.
-        link: LinkId,
-    },
-    /// A push frame has arrived whole, its head verified.
-    Push {
-        /// On which connection.
-        link: LinkId,
-        /// Its head.
-        header: Header,
-        /// What the head carries besides.
-        extension: Extension,
-        /// Its body: `header.value_bytes` of values.
-        payload: P,
-    },
-    /// Any other frame has arrived whole, its head verified.
-    Control {
-        /// On which connection.
-        link: LinkId,
-        /// Its head.
-        header: Header,
-        /// What the head carries besides.
-        extension: Extension,
-        /// Its body.
-        body: &'a [u8],
-    },
-    /// A send has completed; `reply` as in [`Output::Send`].
-    Sent {
-        /// On which connection.
-        link: LinkId,
-        /// Whether it was a reply, so that a reply slice is free again.
-        reply: bool,
-    },
-    /// The manager's map.
-    Map(ClusterMap),
-    /// The scheduler's view.
-    View(View),
-    /// Nothing but time has passed.
-    Tick,
-}
-
-/// What a shard does.
-#[derive(Debug)]
-pub enum Output<P> {
-    /// Update keys of a segment now. The clock covers them from here on.
-    Apply {
-        /// Which segment.
-        segment: SegmentId,
-        /// Whose push, and which.
-        lane: Lane,
-        /// Its stamp.
-        stamp: Stamp,
-        /// The keys to update.
-        values: KeyRange,
-        /// The part of the payload that holds their values, in bytes.
-        bytes: core::ops::Range<u32>,
-        /// The frame's body.
-        payload: P,
-        /// The update function's arguments.
-        arguments: Arguments,
-    },
-    /// Add a contribution to the segment's round. `Finish` follows in the same drain.
-    Contribute {
-        /// Which segment.
-        segment: SegmentId,
-        /// Whose push, and which.
-        lane: Lane,
-        /// Its stamp.
-        stamp: Stamp,
-        /// The keys contributed to.
-        values: KeyRange,
-        /// The part of the payload that holds their values, in bytes.
-        bytes: core::ops::Range<u32>,
-        /// The frame's body.
-        payload: P,
-    },
-    /// Apply the sum of the contributions since the last `Finish`, once.
-    Finish {
-        /// Which segment.
-        segment: SegmentId,
-        /// Which round.
-        round: Round,
-        /// The update function's arguments: those of the round's first contribution.
-        arguments: Arguments,
-    },
-    /// Send a frame. One send of the connection's room is used until `Input::Sent`.
-    Send {
-        /// On which connection.
-        link: LinkId,
-        /// Its head.
-        header: Header,
-        /// What the head carries besides.
-        extension: Extension,
-        /// Its body.
-        body: SendBody,
-    },
-    /// End a connection: the peer broke the protocol.
-    Disconnect {
-        /// Which.
-        link: LinkId,
-        /// What it did, for the operator.
-        why: &'static str,
-    },
-    /// Nothing more to do until an input, or until this time.
-    Timeout(Option<Nanos>),
-}
-
-/// The body of a frame that a shard sends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SendBody {
-    /// None.
-    Empty,
-    /// The bytes in [`ServerCore::control`], valid until the next `poll_output`.
-    Control,
-    /// The values of these keys as they are now, gathered by the shell in the same step. Makes the send a reply.
-    Gather {
-        /// Which segment.
-        segment: SegmentId,
-        /// Which keys.
-        range: KeyRange,
-    },
-}
-
-/// A segment on its way to another shard, without its values: clocks and rounds, in one cut with them.
-#[derive(Clone, PartialEq, Debug)]
-pub struct SegmentImage {
-    /// Which segment.
-    pub segment: SegmentId,
-    /// Clocks of what is applied, by lane. What is admitted and not applied was not acknowledged: it comes again.
-    pub clocks: Vec<(Lane, Clock)>,
-    /// The first round not applied (aggregated tables).
-    pub next_round: Round,
-}
-
-/// What a shard has counted since its start.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Counters {
-    /// Push frames applied or contributed.
-    pub pushes: u64,
-    /// Push frames that had been applied before.
-    pub duplicates: u64,
-    /// Push frames whose predecessor was missing.
-    pub gaps: u64,
-    /// Frames for a segment that is elsewhere.
-    pub stale: u64,
-    /// Frames of a fenced incarnation.
-    pub fenced: u64,
-    /// Requests put off: a bound was reached.
-    pub busy: u64,
-    /// Pulls answered with values.
-    pub pulls: u64,
-    /// Pulls that had to wait.
-    pub parked: u64,
-    /// Rounds applied.
-    pub rounds: u64,
-    /// Frames refused for good, and connections ended for what they sent.
-    pub violations: u64,
-}
+pub use types::{Counters, Input, Output, SegmentImage, SendBody};
 
 /// A shard's core.
 #[derive(Debug)]
@@ -300,66 +134,6 @@ impl<P> ServerCore<P> {
     #[must_use]
     pub fn table(&self, table: TableId) -> Option<&TableSpec> {
         self.map.tables.get(&table)
-    }
-
-    /// Begins to own a segment: with the image of its former owner, or empty at the table's creation. The shell has the
-    /// values in place. Does nothing for a table that the map here does not have.
-    pub fn accept(&mut self, row: Row, image: Option<&SegmentImage>) {
-        let Some(spec) = self.map.tables.get(&row.segment.table()) else { return };
-        let mut segment = Segment::new(row.segment, spec, row.assignment);
-        if let Some(image) = image {
-            segment.next_round = image.next_round;
-            for &(lane, clock) in &image.clocks {
-                segment.adopt(lane, clock.lowest().incarnation());
-                if let Some(state) = segment.lanes.get_mut(&lane) {
-                    (state.applied, state.received) = (clock, clock);
-                }
-            }
-        }
-        self.segments.insert(row.segment, segment);
-        self.map.adopt_row(row);
-        //= protocol.md T1
-        // What a shard knows of closes is soft: lanes that hear of the new owner close with every segment named.
-        for (&id, link) in &mut self.links {
-            link.owe_row(row.segment);
-            enlist(&mut self.speakers, id, link);
-        }
-    }
-
-    /// Ceases to own a segment; the shell takes its values away. Its pulls are sent elsewhere.
-    pub fn release(&mut self, row: Row) -> Option<SegmentImage> {
-        self.map.adopt_row(row);
-        let mut segment = self.segments.remove(&row.segment)?;
-        let image = SegmentImage {
-            segment: row.segment,
-            clocks: segment.lanes.iter().map(|(&lane, state)| (lane, state.applied)).collect(),
-            next_round: segment.next_round,
-        };
-        //= protocol.md G5
-        for pull in segment.unpark(|_| true) {
-            self.turn_away(&pull);
-        }
-        for contribution in segment.open.drain(..).flatten() {
-            if let Some(link) = self.links.get_mut(&contribution.link) {
-                link.release(contribution.credit);
-            }
-        }
-        let ids: Vec<LinkId> = self.links.keys().copied().collect();
-        for id in ids {
-            let Some(link) = self.links.get_mut(&id) else { continue };
-            // Everybody must close its rounds at the new owner, also who has nothing under way here.
-            link.owe_row(row.segment);
-            enlist(&mut self.speakers, id, link);
-            let (gone, stay): (VecDeque<ParkedPull>, VecDeque<ParkedPull>) = core::mem::take(&mut link.ready)
-                .into_iter()
-                .partition(|pull| pull.header.segment == row.segment);
-            link.ready = stay;
-            link.acks.retain(|&(_, segment)| segment != row.segment);
-            for pull in gone {
-                self.turn_away(&pull);
-            }
-        }
-        Some(image)
     }
 
     /// Takes one input. Drain the outputs before the next.
