@@ -98,6 +98,7 @@ impl Bench<socket::Endpoint, remote::TcpDialer> {
             advertise: None,
             shards: 1,
             cores: cores::other(),
+            busy_threads: 2,
             limits: Limits::standard(),
             deadline: DEADLINE,
         };
@@ -113,6 +114,7 @@ impl Bench<socket::Endpoint, remote::TcpDialer> {
             tau: Some(0),
             limits: Limits::standard(),
             memory_bytes_max: 1 << 30,
+            busy_threads: 2,
             deadline: DEADLINE,
         };
         let client = remote::connect(&options, endpoint()?)?;

@@ -18,7 +18,14 @@ fn rangefold(arguments: &str) -> Command {
     command.args(arguments.split_whitespace());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A job of its own, whatever this test runs in.
-    for name in ["RANGEFOLD_SCHEDULER", "RANGEFOLD_RANK", "RANGEFOLD_WORLD", "RANGEFOLD_TRANSPORT"] {
+    for name in [
+        "RANGEFOLD_CORES",
+        "RANGEFOLD_BUSY_THREADS",
+        "RANGEFOLD_SCHEDULER",
+        "RANGEFOLD_RANK",
+        "RANGEFOLD_WORLD",
+        "RANGEFOLD_TRANSPORT",
+    ] {
         command.env_remove(name);
     }
     command

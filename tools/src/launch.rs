@@ -86,7 +86,8 @@ impl Cluster {
         // Cores are assigned only when every busy thread can have its own.
         let shards = usize::from(arguments.shards);
         let mut cores = pinning::allowed();
-        if cores.len() < arguments.servers as usize * shards + arguments.workers as usize {
+        let busy = arguments.servers as usize * shards + arguments.workers as usize;
+        if cores.len() < busy {
             cores.clear();
         }
         let mut take = |count: usize| {
@@ -97,6 +98,7 @@ impl Cluster {
         for server in 0..arguments.servers {
             let mut command = ours()?;
             command.env(pinning::VARIABLE, take(shards));
+            command.env("RANGEFOLD_BUSY_THREADS", busy.to_string());
             command.args(["server", "--scheduler", &address, "--until-stdin-closes"]);
             command.args([
                 "--shards",
@@ -118,6 +120,7 @@ impl Cluster {
                 command
             };
             command.env(pinning::VARIABLE, take(1));
+            command.env("RANGEFOLD_BUSY_THREADS", busy.to_string());
             command.env("RANGEFOLD_SCHEDULER", &address);
             command.env("RANGEFOLD_RANK", rank.to_string());
             command.env("RANGEFOLD_WORLD", arguments.workers.to_string());

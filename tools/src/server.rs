@@ -31,6 +31,9 @@ pub(crate) struct Arguments {
     /// Processors for the shard threads, as 0,1,4; without them none is pinned.
     #[arg(long, value_name = "LIST", env = pinning::VARIABLE, default_value = "")]
     cores: String,
+    /// Threads that may spin at once on this host; `launch` counts them.
+    #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1)]
+    busy_threads: usize,
     /// The transport of the data.
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Socket)]
     transport: Wish,
@@ -49,6 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         advertise: arguments.advertise.clone(),
         shards: arguments.shards.max(1),
         cores: pinning::parse(&arguments.cores)?,
+        busy_threads: arguments.busy_threads,
         limits: Limits::standard(),
         deadline: Duration::from_secs(arguments.deadline),
     };

@@ -73,6 +73,9 @@ pub(crate) struct Arguments {
     /// The transport of the data of a running cluster.
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Socket)]
     transport: Wish,
+    /// Threads that may spin at once on this host; `launch` counts them.
+    #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1)]
+    busy_threads: usize,
     /// Write the weights as text, one `index value` a line, the constant feature last.
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
@@ -211,6 +214,7 @@ fn remote(
         tau: Some(job.delay),
         limits: Limits::standard(),
         memory_bytes_max: 1 << 30,
+        busy_threads: arguments.busy_threads,
         deadline: job.deadline,
     };
     if let Some(&core) = pinning::parse(&std::env::var(pinning::VARIABLE).unwrap_or_default())?.first() {

@@ -15,10 +15,10 @@ use rangefold_transport::{
 
 const ROUNDS: usize = 5;
 const FRAME_BYTES: usize = 1 << 20;
-const STREAM_TIME: Duration = Duration::from_millis(300);
+const STREAM_TIME: Duration = Duration::from_millis(120);
 const REQUEST_BODY_BYTES: usize = 256;
-const TRIPS: usize = 5_000;
-const TRIPS_ASLEEP: usize = 2_000;
+const TRIPS: usize = 2_000;
+const TRIPS_ASLEEP: usize = 1_000;
 
 fn main() {
     let pinned = std::env::args().any(|argument| argument == "pinned");

@@ -42,6 +42,9 @@ pub struct Options {
     pub shards: u16,
     /// Processors for the shard threads, in order; shards beyond them are not pinned.
     pub cores: Vec<usize>,
+    /// Threads that may spin at once on this host, this process's and others'; shards do not spin when they outnumber the
+    /// processors.
+    pub busy_threads: usize,
     /// Capacities.
     pub limits: Limits,
     /// How long joining may take.
@@ -120,7 +123,7 @@ impl Server {
             let node =
                 NodeOptions { shard, job: JOB, limits: options.limits, send_bytes_max: REPLY_BYTES_MAX };
             let endpoint = endpoint().map_err(ServeError::Transport)?;
-            let busy = usize::from(options.shards);
+            let busy = options.busy_threads.max(usize::from(options.shards));
             let core = options.cores.get(usize::from(shard.shard)).copied();
             let pin = move || {
                 // A thread that stays where it was is slower, and no worse.

@@ -52,6 +52,9 @@ pub struct Options {
     pub limits: Limits,
     /// Bytes of pushes and pulls under way.
     pub memory_bytes_max: usize,
+    /// Threads that may spin at once on this host, this process's and others'; this one does not spin when they outnumber the
+    /// processors.
+    pub busy_threads: usize,
     /// How long joining may take.
     pub deadline: Duration,
 }
@@ -148,8 +151,7 @@ pub fn connect<E: Endpoint + Send + 'static>(
     thread::Builder::new().name("rangefold-alive".into()).spawn(sign).map_err(ConnectError::Thread)?;
     let dialer = TcpDialer::new(endpoint.waker());
     let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
-    // The thread that waits, and those of the program: one may spin.
-    let turns = Loop::new(Clock::new(), 1);
+    let turns = Loop::new(Clock::new(), options.busy_threads);
     Client::new(driver, news, Arc::new(Held(line)), turns, options.tau).map_err(ConnectError::Thread)
 }
 

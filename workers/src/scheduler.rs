@@ -188,7 +188,11 @@ fn attend(
 }
 
 /// Makes a table, waiting a while for servers that have not joined yet: processes start in any order.
-fn create_table(coordinator: &Coordinator, worker: WorkerId, spec: &TableSpec) -> Result<TableId, TableError> {
+fn create_table(
+    coordinator: &Coordinator,
+    worker: WorkerId,
+    spec: &TableSpec,
+) -> Result<TableId, TableError> {
     let until = Instant::now() + SERVERS;
     loop {
         match coordinator.create_table(spec) {

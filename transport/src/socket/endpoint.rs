@@ -30,6 +30,11 @@ use crate::wait::{Armed, Sleep, Waker};
 
 /// Edges taken from the set at a time; the rest comes with the next poll.
 const EDGES_MAX: usize = 64;
+/// With so few peers a poll reads their sockets without asking the set first: a read that finds nothing costs as much
+/// as the question, and one that finds something has saved it (facts/transport.md B2: 7.8 against 9.8 us).
+const FEW_PEERS: usize = 2;
+/// Every so many polls it asks all the same: room to write and the bell are heard of through the set only.
+const ASK_EVERY: u32 = 16;
 /// The bell's place in the set.
 const BELL: u64 = u64::MAX;
 /// Memory comes back without a ring of the bell; so a sleep in which it is missing is short.
@@ -54,6 +59,8 @@ pub struct Endpoint {
     arrivals: ArrivalIds,
     lingering: Lingering,
     plan: Plan,
+    /// Polls since the set was asked.
+    unasked: u32,
 }
 
 struct Connection {
@@ -204,7 +211,22 @@ impl Endpoint {
             arrivals: ArrivalIds::default(),
             lingering: Lingering::default(),
             plan: Plan::default(),
+            unasked: 0,
         })
+    }
+
+    /// Finds out who is to be looked at.
+    fn find(&mut self) {
+        self.unasked += 1;
+        let waits = |connection: &Connection| connection.send.has_unsent() || connection.ended.is_some();
+        if self.peers.len() > FEW_PEERS || self.unasked >= ASK_EVERY || self.peers.any(waits) {
+            self.unasked = 0;
+            return self.collect();
+        }
+        self.peers.for_each(|connection| {
+            connection.readable = true;
+            true
+        });
     }
 
     /// Takes the edges out of the set.
@@ -374,7 +396,7 @@ impl crate::endpoint::Endpoint for Endpoint {
     }
 
     fn poll(&mut self, events: &mut Events) {
-        self.collect();
+        self.find();
         self.lingering.poll();
         for slot in self.starved.drain(..) {
             self.peers.enqueue(slot);
@@ -410,6 +432,8 @@ impl crate::endpoint::Endpoint for Endpoint {
 
     fn arm(&mut self) -> Armed {
         self.waker.arm();
+        // The turn that follows asks the set, and so does the one after a sleep.
+        self.unasked = ASK_EVERY;
         // Edges that have come since are found by the turn that follows, or end the sleep at once.
         if self.peers.ready_len() > 0 || !self.flushed.is_empty() {
             return Armed::Ready;

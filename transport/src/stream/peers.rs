@@ -90,6 +90,20 @@ impl<C> Peers<C> {
         (0..self.slots.len()).filter(|slot| self.slots[*slot].connection.is_some())
     }
 
+    /// Whether any connection is so.
+    pub(crate) fn any(&self, is_so: impl Fn(&C) -> bool) -> bool {
+        self.slots.iter().filter_map(|slot| slot.connection.as_ref()).any(is_so)
+    }
+
+    /// Visits all connections, and queues those of which it says so.
+    pub(crate) fn for_each(&mut self, mut visit: impl FnMut(&mut C) -> bool) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].connection.as_mut().is_some_and(&mut visit) {
+                self.enqueue(slot);
+            }
+        }
+    }
+
     /// Frees the slot of a peer whose loss was reported.
     pub(crate) fn remove(&mut self, slot: usize, reason: LostReason) -> Option<C> {
         let found = &mut self.slots[slot];

@@ -59,6 +59,8 @@ impl Staging {
     }
 
     fn take_large(&mut self, len: usize) -> Option<Staged> {
+        // What has just come back is still in the cache; the arena by itself would go round all of its memory first.
+        self.arena.collect();
         let first = self.arena.take(len.min(PIECE_BYTES))?;
         let mut rest = Vec::new();
         let mut left = len - first.len();

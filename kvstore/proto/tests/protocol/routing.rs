@@ -152,6 +152,8 @@ fn open_rounds_do_not_travel_they_were_not_acknowledged_and_come_again() {
     other.close_under(0, at(0), 1, &named);
     let effects = other.close_under(1, at(0), 1, &[(SEGMENT, Assignment(2), at(0))]);
     assert_eq!((contributed(&effects), finished(&effects)), (vec![(0, at(2))], vec![1]));
+    // Expect: round 0 was applied at the former owner and is not counted here again.
+    assert_eq!(other.core.counters().rounds, 1);
 }
 
 #[test]
