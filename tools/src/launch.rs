@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rangefold::pinning;
+use rangefold_transport::auto::Wish;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::exit::Verdict;
-use crate::transport::Wish;
 
 /// How long the scheduler may take to say where it listens.
 const START: Duration = Duration::from_secs(10);
@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     /// Shard threads of each server.
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: u16,
-    /// The transport of the data between the processes.
-    #[arg(long, value_name = "X", default_value_t = Wish::Socket)]
+    /// The transport of the data between the processes: auto, uring or socket. Any but auto fails rather than take another.
+    #[arg(long, value_name = "X", default_value_t = Wish::Auto)]
     transport: Wish,
     /// The command: a program that uses the library, or one of our own subcommands (`train lr …`).
     #[arg(last = true, required = true, value_name = "CMD")]

@@ -1,12 +1,12 @@
 //! The product's one binary. Knows its subcommands and exit codes; each subcommand is a file.
 
 mod exit;
+mod info;
 mod launch;
 mod scheduler;
 mod server;
 mod stdin;
 mod train;
-mod transport;
 
 use clap::{Parser, Subcommand};
 
@@ -25,6 +25,8 @@ enum Command {
     Train(Train),
     /// Start a scheduler, servers and copies of a command on this host, and wait for them.
     Launch(launch::Arguments),
+    /// Show what this machine offers, what would be used, and why not the rest.
+    Info(info::Arguments),
     /// Run the scheduler of a cluster.
     Scheduler(scheduler::Arguments),
     /// Run a server of a cluster.
@@ -40,6 +42,7 @@ enum Train {
 fn main() -> std::process::ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Train(Train::Lr(arguments)) => train::run(&arguments),
+        Command::Info(arguments) => info::run(&arguments),
         Command::Launch(arguments) => launch::run(&arguments),
         Command::Scheduler(arguments) => scheduler::run(&arguments),
         Command::Server(arguments) => server::run(&arguments),

@@ -6,12 +6,11 @@ use std::time::Duration;
 use rangefold::Limits;
 use rangefold::pinning;
 use rangefold::server::{Options, Server};
-use rangefold_transport::socket;
+use rangefold_transport::auto::{self, Wish};
 use rangefold_workers::remote::framing;
 
 use crate::exit::Verdict;
 use crate::stdin;
-use crate::transport::Wish;
 
 /// Options of `server`.
 #[derive(clap::Args, Debug)]
@@ -34,8 +33,8 @@ pub(crate) struct Arguments {
     /// Threads that may spin at once on this host; `launch` counts them.
     #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1)]
     busy_threads: usize,
-    /// The transport of the data.
-    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Socket)]
+    /// The transport of the data: auto, uring or socket. Any but auto fails rather than take another.
+    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto)]
     transport: Wish,
     /// Give up joining after so many seconds.
     #[arg(long, value_name = "S", default_value_t = 30)]
@@ -56,17 +55,19 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         limits: Limits::standard(),
         deadline: Duration::from_secs(arguments.deadline),
     };
-    let server = match arguments.transport {
-        Wish::Socket => Server::start(&options, || {
-            socket::Endpoint::new(framing(), socket::Limits::default()).map_err(|error| error.to_string())
-        })?,
-    };
+    let endpoint = auto::Options { wish: arguments.transport, framing: framing(), one_thread: true };
+    let mut chosen = String::new();
+    let server = Server::start(&options, || {
+        let (endpoint, choice) = auto::Endpoint::new(&endpoint).map_err(|error| error.to_string())?;
+        chosen = choice.to_string();
+        Ok(endpoint)
+    })?;
     anyhow::ensure!(
         server.address().ip().is_loopback(),
         "{} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address",
         server.address()
     );
-    eprintln!("rangefold: {} serves on {} over {}", server.id(), server.address(), arguments.transport);
+    eprintln!("rangefold: {} serves on {} over {chosen}", server.id(), server.address());
     let stopper = server.stopper();
     let stopper_too = stopper.clone();
     ctrlc::set_handler(move || stopper_too.stop())?;

@@ -17,13 +17,13 @@ use rangefold_learn::mapping::Mapping;
 use rangefold_learn::plan::Reason;
 use rangefold_learn::train::{Ended, Job, Outcome, Seen, train};
 use rangefold_learn::{bundled, metrics};
-use rangefold_transport::{Endpoint, socket};
+use rangefold_transport::Endpoint;
+use rangefold_transport::auto::{self, Wish};
 use rangefold_workers::driver::Dialer;
 use rangefold_workers::{Client, Counters, remote};
 use serde_json::json;
 
 use crate::exit::Verdict;
-use crate::transport::Wish;
 
 /// Passes after which a job has failed, if its user did not say.
 const PASSES_MAX: f64 = 1000.0;
@@ -70,8 +70,8 @@ pub(crate) struct Arguments {
     /// Which of the workers this is; 0 prints the result.
     #[arg(long, value_name = "N", env = "RANGEFOLD_RANK", default_value_t = 0)]
     rank: u32,
-    /// The transport of the data of a running cluster.
-    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Socket)]
+    /// The transport of the data of a running cluster: auto, uring or socket. Any but auto fails rather than take another.
+    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto)]
     transport: Wish,
     /// Threads that may spin at once on this host; `launch` counts them.
     #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1)]
@@ -221,24 +221,12 @@ fn remote(
         // A thread that stays where it was is slower, and no worse.
         let _ = pinning::pin(core);
     }
-    match arguments.transport {
-        Wish::Socket => {
-            let endpoint = socket::Endpoint::new(remote::framing(), socket::Limits::default())?;
-            remote_over(arguments, &options, endpoint, job, data, interrupt)
-        }
-    }
-}
-
-fn remote_over<E: Endpoint + Send + 'static>(
-    arguments: &Arguments,
-    options: &remote::Options,
-    endpoint: E,
-    job: &Job,
-    data: &Mapping,
-    interrupt: &AtomicBool,
-) -> anyhow::Result<Finished> {
+    // The thread that waits drives, and the progress thread now and then.
+    let endpoint = auto::Options { wish: arguments.transport, framing: remote::framing(), one_thread: false };
+    let (endpoint, choice) = auto::Endpoint::new(&endpoint)?;
+    eprintln!("rangefold: worker {} over {choice}", arguments.rank);
     let begun = Instant::now();
-    let client = remote::connect(options, endpoint)?;
+    let client = remote::connect(&options, endpoint)?;
     let line = progress_line();
     let worked = work(&client, job, data, interrupt, (arguments.rank == 0).then_some(&line));
     line.finish_and_clear();
@@ -257,7 +245,7 @@ fn remote_over<E: Endpoint + Send + 'static>(
         }
     }
     client.leave();
-    Ok(Finished { outcome, shares, servers: Vec::new(), seconds, transport: arguments.transport.to_string() })
+    Ok(Finished { outcome, shares, servers: Vec::new(), seconds, transport: choice.transport.into() })
 }
 
 /// One worker's part, to its end.

@@ -55,7 +55,7 @@ fn table(modes: &[(&str, &dyn Fn() -> f64)], unit: &str) {
             figures.push((mode.1)());
         }
     }
-    let medians: Vec<f64> = figures.iter_mut().map(median).collect();
+    let medians: Vec<f64> = figures.iter_mut().map(|figures| median(figures)).collect();
     for ((name, _), (median, figures)) in modes.iter().zip(medians.iter().zip(&figures)) {
         let (low, high) = (figures[0], figures[figures.len() - 1]);
         println!(
@@ -66,7 +66,7 @@ fn table(modes: &[(&str, &dyn Fn() -> f64)], unit: &str) {
 }
 
 /// Sorts as well.
-fn median(figures: &mut Vec<f64>) -> f64 {
+fn median(figures: &mut [f64]) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
@@ -269,7 +269,7 @@ fn plain_trips(pinned: bool, spinning: bool) -> f64 {
                 assert!(read(&left, &mut [0; 64]));
                 started.elapsed().as_secs_f64() * 1e6
             });
-            let figure = median(&mut times.collect());
+            let figure = median(&mut times.collect::<Vec<_>>());
             drop(left);
             figure
         });

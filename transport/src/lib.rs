@@ -21,6 +21,7 @@ compile_error!(
 );
 
 pub mod arena;
+pub mod auto;
 pub mod bootstrap;
 pub mod caps;
 pub mod conformance;

@@ -327,11 +327,22 @@ struct Alone<E> {
     endpoint: E,
     seen: Vec<Event>,
     events: Events,
+    others: Vec<TcpStream>,
 }
 
 impl<E: Endpoint> Alone<E> {
     fn new(endpoint: E) -> Self {
-        Self { endpoint, seen: Vec::new(), events: Events::with_limit(16) }
+        Self { endpoint, seen: Vec::new(), events: Events::with_limit(16), others: Vec::new() }
+    }
+
+    /// With a few more peers that say nothing: few and many peers are looked at in different ways.
+    fn among_others(mut self) -> Self {
+        for _ in 0..3 {
+            let (here, there) = streams();
+            self.endpoint.adopt(link(here)).expect("room");
+            self.others.push(there);
+        }
+        self
     }
 
     fn poll(&mut self) {
@@ -426,7 +437,7 @@ fn a_peer_that_stops_reading_holds_up_nobody<B: Backend>() {
 /// A process that dies without closing resets its connections.
 fn a_killed_peer_is_lost<B: Backend>() {
     for body_bytes in [0, 1 << 20] {
-        let mut hub = Alone::new(B::endpoint(limits()));
+        let mut hub = Alone::new(B::endpoint(limits())).among_others();
         let (here, mut there) = streams();
         let peer = hub.endpoint.adopt(link(here)).expect("room");
         let mut arena = Arena::new(8 << 20);
@@ -461,7 +472,7 @@ fn the_end_of_a_stream_tells<B: Backend>() {
         (40, LostReason::Broken),
         (0, LostReason::ClosedByPeer),
     ] {
-        let mut hub = Alone::new(B::endpoint(limits()));
+        let mut hub = Alone::new(B::endpoint(limits())).among_others();
         let (here, mut there) = streams();
         let peer = hub.endpoint.adopt(link(here)).expect("room");
         there.write_all(&whole[..bytes]).expect("connected");
@@ -517,7 +528,7 @@ fn an_interrupted_place_comes_back<B: Backend>() {
 
 /// A close while much is posted and the peer reads late: all of it arrives.
 fn a_close_brings_out_what_was_posted<B: Backend>() {
-    let mut hub = Alone::new(B::endpoint(limits()));
+    let mut hub = Alone::new(B::endpoint(limits())).among_others();
     let (here, mut there) = streams();
     let peer = hub.endpoint.adopt(link(here)).expect("room");
     let mut arena = Arena::new(32 << 20);
@@ -540,6 +551,59 @@ fn a_close_brings_out_what_was_posted<B: Backend>() {
     assert_eq!(hub.completions(peer), [Ok(()); 30]);
     assert_eq!(hub.losses(), [(peer, LostReason::ClosedHere)]);
     assert_eq!(reader.join().expect("it reads to the end"), 30 * (64 + (1 << 20)));
+}
+
+/// Memory that another thread lets go of is found by an endpoint that sleeps meanwhile.
+fn memory_from_another_thread_ends_the_wait<B: Backend>() {
+    const COUNT: u64 = 300;
+    let (here, mut there) = streams();
+    let writer = std::thread::spawn(move || {
+        for number in 0..COUNT {
+            there.write_all(&frame(number, 200_000)).expect("connected");
+        }
+        there
+    });
+    let (keep, kept) = std::sync::mpsc::channel::<Event>();
+    let keeper = std::thread::spawn(move || {
+        let mut held = Vec::new();
+        while let Ok(event) = kept.recv_timeout(Duration::from_millis(20)).or_else(|error| match error {
+            std::sync::mpsc::RecvTimeoutError::Timeout => {
+                held.clear();
+                kept.recv()
+            }
+            std::sync::mpsc::RecvTimeoutError::Disconnected => Err(std::sync::mpsc::RecvError),
+        }) {
+            held.push(event);
+        }
+    });
+    struct Passing<E> {
+        hub: Alone<E>,
+        count: u64,
+        keep: std::sync::mpsc::Sender<Event>,
+    }
+    impl<E: Endpoint> Shell for Passing<E> {
+        type Endpoint = E;
+        fn turn(&mut self, _now_ns: u64) -> Turn {
+            self.hub.poll();
+            let progressed = !self.hub.seen.is_empty();
+            for event in self.hub.seen.drain(..) {
+                self.count += 1;
+                self.keep.send(event).expect("the keeper keeps all");
+            }
+            Turn { progressed, deadline: None }
+        }
+        fn endpoint(&mut self) -> &mut E {
+            &mut self.hub.endpoint
+        }
+    }
+    let mut passing = Passing { hub: Alone::new(B::tiny(limits())), count: 0, keep };
+    passing.hub.endpoint.adopt(link(here)).expect("room");
+    let mut driver = Loop::new(Clock::new(), 2).with_spin_ns(0);
+    let ended = driver.run(&mut passing, |passing| passing.count == COUNT, Some(20_000_000_000));
+    assert_eq!(ended, Ended::Until, "{} of {COUNT} came", passing.count);
+    drop(passing);
+    keeper.join().expect("it lets go");
+    drop(writer.join().expect("it writes all"));
 }
 
 /// Bodies that are kept stop their sender when the memory is used up, and nobody else; dropped, they let it go on.
@@ -637,4 +701,5 @@ over!(
     a_close_brings_out_what_was_posted,
     peers_come_and_go,
     kept_bodies_stop_their_sender,
+    memory_from_another_thread_ends_the_wait,
 );

@@ -15,8 +15,6 @@
 //! - **Sleep** is a `poll` of the epoll set; the waker's eventfd is in it.
 
 mod endpoint;
-#[cfg(all(test, not(loom)))]
-mod tests;
 
 pub use crate::stream::Limits;
 pub use endpoint::Endpoint;

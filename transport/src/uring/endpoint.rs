@@ -54,19 +54,23 @@ pub struct Options {
     pub buffer_count: u16,
     /// Bytes of each, a power of two from 4 KiB to 1 MiB (else rounded up).
     pub buffer_bytes: usize,
+    /// Whether one thread uses the endpoint for its life. A client's endpoint passes from thread to thread, one at a time;
+    /// that costs an interrupt per completion that comes while another thread holds it.
+    pub one_thread: bool,
 }
 
 impl Default for Options {
     /// 64 buffers of 64 KiB receive as fast as anything, larger ones slower (facts/datapath.md table 3 and §1).
     fn default() -> Self {
-        Self { limits: Limits::default(), buffer_count: 64, buffer_bytes: 64 << 10 }
+        Self { limits: Limits::default(), buffer_count: 64, buffer_bytes: 64 << 10, one_thread: true }
     }
 }
 
 /// The endpoint of one thread for TCP peers, through io_uring.
 ///
-/// It may be made on any thread and belongs to the first one that posts or polls; used on another after that it
-/// panics, dropped on another it leaks what the kernel has in its hands. Dropping it closes all its links.
+/// It may be made on any thread. With [`Options::one_thread`] it belongs to the first one that posts or polls; used on
+/// another after that it panics, dropped on another it leaks what the kernel has in its hands. Dropping it closes all its
+/// links.
 pub struct Endpoint {
     framing: Framing,
     limits: Limits,
@@ -324,7 +328,7 @@ impl Endpoint {
     /// # Errors
     /// [`Why`] there is no io_uring here, with the remedy.
     pub fn new(framing: Framing, options: Options) -> Result<Self, Why> {
-        let ring = Ring::new()?;
+        let ring = Ring::new(options.one_thread)?;
         let buffers = Buffers::new(&ring, options.buffer_count, options.buffer_bytes)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let bell = Arc::new(bell.map_err(|errno| Why::of(&errno.into()))?);

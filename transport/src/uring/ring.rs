@@ -88,19 +88,15 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A ring that takes no entries yet.
-    pub(super) fn new() -> Result<Self, Why> {
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_r_disabled()
-            .setup_cqsize(COMPLETIONS)
-            .setup_clamp()
-            .dontfork()
-            .build(ENTRIES)
-            .map_err(|error| Why::of(&error))?;
+    /// A ring that takes no entries yet. With `one_thread` the first that uses it is the only one, and completions wait
+    /// until it asks for them; else the kernel interrupts whichever thread has submitted, so that no other waits for it.
+    pub(super) fn new(one_thread: bool) -> Result<Self, Why> {
+        let mut builder = IoUring::builder();
+        builder.setup_submit_all().setup_r_disabled().setup_cqsize(COMPLETIONS).setup_clamp().dontfork();
+        if one_thread {
+            builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+        }
+        let ring = builder.build(ENTRIES).map_err(|error| Why::of(&error))?;
         if !ring.params().is_feature_nodrop() || !ring.params().is_feature_ext_arg() {
             return Err(Why::NoKernelSupport(Errno(libc::ENOSYS)));
         }

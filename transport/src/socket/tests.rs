@@ -1,1 +1,0 @@
-//! The socket backend beyond the conformance suite.
