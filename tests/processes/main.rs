@@ -144,6 +144,43 @@ fn processes_reach_the_optimum_and_are_gone() {
     }
 }
 
+/// Whether io_uring can be had here. In CI it must; elsewhere a container may deny it, and the test says so and ends.
+fn uring_is_here() -> bool {
+    let info = run("info --json");
+    let here = result_of(&info)["transport"]["between_processes"] == "uring";
+    assert!(here || std::env::var_os("CI").is_none(), "no io_uring: {}", String::from_utf8_lossy(&info.stdout));
+    if !here {
+        eprintln!("skipped: no io_uring here");
+    }
+    here
+}
+
+#[test]
+fn all_combinations_reach_the_optimum_over_uring_and_two_over_socket() {
+    let mut combinations = vec![("socket", 0, 2, 3), ("socket", 16, 1, 1)];
+    if uring_is_here() {
+        for delay in [0, 4, 16] {
+            combinations.extend([(1, 1), (1, 3), (2, 1), (2, 3)].map(|(w, s)| ("uring", delay, w, s)));
+        }
+    }
+    for (transport, delay, workers, servers) in combinations {
+        let job = format!("train lr --delay {delay} --json");
+        let output = run(&format!("launch --transport {transport} --servers {servers} --workers {workers} -- {job}"));
+        let about = format!("{transport}, delay {delay}, {workers} workers, {servers} servers");
+        assert!(output.status.success(), "{about}: {}", error_of(&output));
+        let result = result_of(&output);
+        assert_optimal(&result);
+        assert!(result["passes"].as_f64().unwrap() <= 1000.0 && result["transport"] == transport, "{about}: {result}");
+    }
+}
+
+#[test]
+fn a_transport_that_is_asked_for_is_never_replaced() {
+    let output = run("launch --transport carrier-pigeon -- train lr");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error_of(&output).contains("there are auto, uring and socket"), "{}", error_of(&output));
+}
+
 //= OSDI'14 §4.6
 //= type=test
 #[test]

@@ -1,0 +1,150 @@
+//! Training through the library, on the bundled data: the optimum for every delay and layout, the same bits at delay 0.
+
+use std::io::Write as _;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use rangefold::embed::{Client, Cluster, Options};
+use rangefold_learn::lane::Lane;
+use rangefold_learn::mapping::Mapping;
+use rangefold_learn::part::{Part, survey};
+use rangefold_learn::plan::{Reason, Settings};
+use rangefold_learn::reference::{self, Staleness};
+use rangefold_learn::train::{Ended, Job, Outcome, TrainError, train};
+use rangefold_learn::{bundled, metrics};
+
+/// The least objective at lambda 10, found by another solver and certified to 1.5e-6.
+const OPTIMUM: f64 = 13_545.570_474_2;
+const PARTS: u32 = 4;
+const SEGMENTS: u16 = 16;
+const SEED: u64 = 1;
+
+fn job(delay: u32) -> Job {
+    Job {
+        lambda: 10.0,
+        gap: 0.01,
+        delay,
+        seed: SEED,
+        parts: PARTS,
+        segments: SEGMENTS,
+        passes_max: 1000.0,
+        deadline: Duration::from_secs(60),
+    }
+}
+
+fn run(job: &Job, workers: u32, servers: u32, data: &Mapping) -> Vec<Result<Outcome, TrainError>> {
+    let options = Options { servers, workers, parts: job.parts, tau: Some(job.delay), ..Options::default() };
+    let cluster = Cluster::start(options).unwrap();
+    let clients: Vec<Client> = (0..workers).map(|_| cluster.join().unwrap()).collect();
+    let interrupt = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = clients
+            .iter()
+            .map(|client| scope.spawn(|| train(client, job, data, &interrupt, |_| {})))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn bits(weights: &[f64]) -> Vec<u64> {
+    weights.iter().map(|weight| weight.to_bits()).collect()
+}
+
+/// All combinations of a delay; the weights of each.
+fn reaches_the_optimum(delay: u32) -> Vec<Vec<u64>> {
+    let (data, test) = (bundled::adult_train().unwrap(), bundled::adult_test().unwrap());
+    let mut weights = Vec::new();
+    for (workers, servers) in [(1, 1), (1, 3), (2, 1), (2, 3)] {
+        let outcomes: Vec<Outcome> =
+            run(&job(delay), workers, servers, &data).into_iter().map(Result::unwrap).collect();
+        let layout = format!("delay {delay}, {workers} workers, {servers} servers");
+        let rows: u64 = outcomes.iter().map(|outcome| outcome.rows).sum();
+        assert_eq!(rows, 39_099, "{layout}: every row is read once");
+        for outcome in &outcomes {
+            let certificate = outcome.certificate;
+            assert_eq!(outcome.ended, Ended::Planned(Reason::GapReached), "{layout}");
+            assert!((0.0..=0.01).contains(&certificate.gap), "{layout}: gap {}", certificate.gap);
+            let (low, high) = (OPTIMUM * (1.0 - certificate.gap), OPTIMUM * 1.001);
+            assert!((low..=high).contains(&certificate.objective), "{layout}: {}", certificate.objective);
+            assert!(certificate.nonzeros <= 87, "{layout}: {} non-zeros", certificate.nonzeros);
+            assert!(outcome.progress.passes <= 1000.0, "{layout}: {} passes", outcome.progress.passes);
+            assert_eq!(bits(&outcome.weights), bits(&outcomes[0].weights), "{layout}: workers agree");
+        }
+        let auc = metrics::score(&test, &outcomes[0].weights).unwrap().area_under_curve().unwrap();
+        assert!((auc - 0.886_52).abs() <= 0.002, "{layout}: AUC {auc}");
+        weights.push(bits(&outcomes[0].weights));
+    }
+    weights
+}
+
+//= OSDI'14 §5.1
+//= type=test
+#[test]
+fn delay_0_reaches_the_optimum_with_the_same_bits_in_every_layout_as_in_one_thread() {
+    let weights = reaches_the_optimum(0);
+    let data = bundled::adult_train().unwrap();
+    let survey = survey(&data).unwrap();
+    let parts = Part::load_all(&data, survey.features, PARTS as usize).unwrap();
+    let weights_len = survey.weights_len();
+    let settings = Settings {
+        lambda: 10.0,
+        gap: 0.01,
+        delay: 0,
+        seed: SEED,
+        weights_len,
+        segment_len: weights_len.div_ceil(usize::from(SEGMENTS)),
+        passes_max: 1000.0,
+    };
+    let lanes = parts.into_iter().map(Lane::new).collect();
+    let oracle = reference::train(lanes, &settings, Staleness::Worst).unwrap();
+    for of_layout in weights {
+        assert!(of_layout == bits(&oracle.weights), "the weights are not those of one thread");
+    }
+}
+
+#[test]
+fn delay_4_reaches_the_optimum() {
+    reaches_the_optimum(4);
+}
+
+#[test]
+fn delay_16_reaches_the_optimum() {
+    reaches_the_optimum(16);
+}
+
+/// A file in the system's folder for such, gone with the guard.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("rangefold-{}-{name}", std::process::id()));
+        std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing depends on it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn a_malformed_line_is_named_with_file_line_and_column() {
+    let file = Scratch::new("malformed.svm", "+1 1:1 3:0.5\n-1 2:1\n+1 1:1 4:x\n-1 1:2\n-1 1:2\n");
+    let data = Mapping::open(&file.0).unwrap();
+    for error in run(&Job { parts: 2, ..job(0) }, 2, 1, &data) {
+        let text = error.unwrap_err().to_string();
+        let place = format!("{}:3:10: expected a finite number, found `x`", file.0.display());
+        assert_eq!(text, place);
+    }
+}
+
+#[test]
+fn more_parts_than_rows_are_refused() {
+    let file = Scratch::new("short.svm", "+1 1:1\n-1 2:1\n");
+    let data = Mapping::open(&file.0).unwrap();
+    let outcomes = run(&job(0), 1, 1, &data);
+    assert!(matches!(outcomes[0], Err(TrainError::TooManyParts { parts: 4, rows: 2 })));
+}
