@@ -10,7 +10,7 @@ use rangefold::{ElementType, Limits, TableSpec, UpdateFunction, server};
 use rangefold_kvstore::store::apply::Element;
 use rangefold_transport::bootstrap::{Listener, Options as Listening};
 use rangefold_transport::wait::Clock;
-use rangefold_transport::{Endpoint, memory, socket};
+use rangefold_transport::{Endpoint, auto, memory};
 use rangefold_workers::coordinator::Coordinator;
 use rangefold_workers::driver::Dialer;
 use rangefold_workers::{Client, Table, remote, scheduler};
@@ -82,9 +82,13 @@ impl Bench<memory::Endpoint, rangefold::embed::MemoryDialer> {
     }
 }
 
-impl Bench<socket::Endpoint, remote::TcpDialer> {
-    pub(crate) fn socket() -> anyhow::Result<Self> {
-        let endpoint = || socket::Endpoint::new(remote::framing(), socket::Limits::default());
+impl Bench<auto::Endpoint, remote::TcpDialer> {
+    /// Over TCP in this process, as between processes.
+    pub(crate) fn tcp(wish: auto::Wish) -> anyhow::Result<Self> {
+        let endpoint = |one_thread| {
+            auto::Endpoint::new(&auto::Options { wish, framing: remote::framing(), one_thread })
+                .map(|(endpoint, _)| endpoint)
+        };
         let listener = Arc::new(Listener::bind("127.0.0.1:0", Listening::default())?);
         let address = listener.address().to_string();
         let coordinator = Arc::new(Coordinator::new(Clock::new(), 1));
@@ -102,7 +106,7 @@ impl Bench<socket::Endpoint, remote::TcpDialer> {
             limits: Limits::standard(),
             deadline: DEADLINE,
         };
-        let server = Server::start(&options, || endpoint().map_err(|error| error.to_string()))?;
+        let server = Server::start(&options, || endpoint(true).map_err(|error| error.to_string()))?;
         let stopper = server.stopper();
         let shard = std::thread::spawn(move || {
             let _ = server.serve();
@@ -117,7 +121,7 @@ impl Bench<socket::Endpoint, remote::TcpDialer> {
             busy_threads: 2,
             deadline: DEADLINE,
         };
-        let client = remote::connect(&options, endpoint()?)?;
+        let client = remote::connect(&options, endpoint(false)?)?;
         let services = Services { scheduler: listener, server: stopper, threads: vec![serving, shard] };
         Self::new(client, Box::new(services))
     }

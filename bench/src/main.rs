@@ -12,6 +12,7 @@ mod table;
 
 use clap::Parser;
 
+use rangefold_transport::auto::Wish;
 use table::Table;
 
 /// Measures push, pull and round trip against the machine's ceilings.
@@ -34,7 +35,8 @@ fn main() -> anyhow::Result<()> {
     let length = std::time::Duration::from_millis(arguments.millis);
     let mut table = Table::default();
     let memory = cluster::Bench::memory()?;
-    let socket = cluster::Bench::socket()?;
+    let uring = cluster::Bench::tcp(Wish::Uring)?;
+    let socket = cluster::Bench::tcp(Wish::Socket)?;
     // After the clusters are made: a process that may use one processor only does not spin.
     cores::pin_worker();
     for repeat in 0..arguments.repeats {
@@ -55,15 +57,19 @@ fn main() -> anyhow::Result<()> {
         row("add f32, 256 KiB: ours", "GB/s", &mut || Ok(cluster::add(64 << 10, length)))?;
         row("1 MiB: raw blocking stream, received and added", "GB/s", &mut || ceiling::stream(length, true))?;
         row("1 MiB: raw blocking stream", "GB/s", &mut || ceiling::stream(length, false))?;
+        row("1 MiB push, uring", "GB/s", &mut || uring.push(length))?;
+        row("1 MiB pull, uring", "GB/s", &mut || uring.pull(length))?;
         row("1 MiB push, socket", "GB/s", &mut || socket.push(length))?;
         row("1 MiB pull, socket", "GB/s", &mut || socket.pull(length))?;
         row("1 MiB push, memory", "GB/s", &mut || memory.push(length))?;
         row("1 MiB pull, memory", "GB/s", &mut || memory.pull(length))?;
         row("round trip 320 B / 64 B: raw blocking TCP", "us", &mut || ceiling::ping_pong(length))?;
+        row("round trip, push of 64 f32, uring", "us", &mut || uring.round_trip(length))?;
         row("round trip, push of 64 f32, socket", "us", &mut || socket.round_trip(length))?;
         row("round trip, push of 64 f32, memory", "us", &mut || memory.round_trip(length))?;
     }
     memory.check()?;
+    uring.check()?;
     socket.check()?;
     table.print();
     if let Some(path) = arguments.csv {

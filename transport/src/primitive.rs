@@ -14,6 +14,9 @@ pub(crate) use std::{
     sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
+/// The standard one, under loom too: for descriptors, which the models do not follow.
+pub(crate) use std::sync::Arc as DescriptorArc;
+
 #[cfg(loom)]
 pub(crate) use loom::{cell::UnsafeCell, hint::spin_loop};
 

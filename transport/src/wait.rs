@@ -29,7 +29,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::endpoint::Endpoint;
-use crate::primitive::{Arc, Futex, Ordering, fence, spin_loop};
+use crate::primitive::{Arc, DescriptorArc, Futex, Ordering, fence, spin_loop};
 use crate::uring::SleepingRing;
 
 const AWAKE: u32 = 0;
@@ -45,7 +45,7 @@ pub const SPIN_NS_DEFAULT: u64 = 50_000;
 pub struct Waker {
     futex: Arc<Futex>,
     /// What the sleeper waits for, where it is not the futex. Only one thread ever sleeps on it.
-    bell: Option<Arc<OwnedFd>>,
+    bell: Option<DescriptorArc<OwnedFd>>,
 }
 
 impl Waker {
@@ -56,7 +56,7 @@ impl Waker {
     }
 
     /// The same for a thread that sleeps until an eventfd, among other things, is written to.
-    pub(crate) fn with_bell(bell: Arc<OwnedFd>) -> Self {
+    pub(crate) fn with_bell(bell: DescriptorArc<OwnedFd>) -> Self {
         Self { futex: Arc::new(Futex::new(AWAKE)), bell: Some(bell) }
     }
 
@@ -139,7 +139,7 @@ pub enum Sleep {
     /// Until a descriptor is readable: an epoll set, in which the waker's bell is one of many.
     Descriptor {
         /// The set.
-        descriptor: Arc<OwnedFd>,
+        descriptor: DescriptorArc<OwnedFd>,
         /// Not longer than this: something that rings no bell is waited for (memory that other threads hold).
         at_most_ns: Option<u64>,
     },

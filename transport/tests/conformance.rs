@@ -98,13 +98,15 @@ fn socket() -> Socket {
 
 struct Uring {
     number: u64,
+    one_thread: bool,
 }
 
 impl Fixture for Uring {
     type Endpoint = uring::Endpoint;
 
     fn endpoint(&mut self, body_bytes_max: Option<u32>) -> uring::Endpoint {
-        let options = uring::Options { limits: tcp_limits(body_bytes_max), ..uring::Options::default() };
+        let limits = tcp_limits(body_bytes_max);
+        let options = uring::Options { limits, one_thread: self.one_thread, ..uring::Options::default() };
         uring::Endpoint::new(conformance::FRAMING, options).expect("io_uring is permitted here")
     }
 
@@ -117,7 +119,12 @@ impl Fixture for Uring {
 }
 
 fn uring() -> Uring {
-    Uring { number: 0 }
+    Uring { number: 0, one_thread: true }
+}
+
+/// With a ring that any thread may use.
+fn uring_of_many() -> Uring {
+    Uring { number: 0, one_thread: false }
 }
 
 fn memory() -> Memory {
@@ -149,6 +156,13 @@ macro_rules! promises {
             $(#[test]
             fn $promise() {
                 super::conformance::$promise(super::uring());
+            })*
+        }
+
+        mod over_uring_of_many {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::uring_of_many());
             })*
         }
 
@@ -204,6 +218,7 @@ fn socket_with_threads() {
 #[test]
 fn uring_with_threads() {
     conformance::all_with_threads(uring);
+    conformance::all_with_threads(uring_of_many);
 }
 
 /// Endpoints and links may be made on one thread and used on another.

@@ -49,7 +49,8 @@ impl Backend for Uring {
 
     fn tiny(limits: Limits) -> uring::Endpoint {
         let limits = Limits { receive_bytes: 0, ..limits };
-        let options = uring::Options { limits, buffer_count: 4, buffer_bytes: 4096 };
+        let options =
+            uring::Options { limits, buffer_count: 4, buffer_bytes: 4096, ..uring::Options::default() };
         uring::Endpoint::new(FRAMING, options).expect("io_uring is permitted here")
     }
 }

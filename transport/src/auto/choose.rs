@@ -93,9 +93,10 @@ pub(super) fn choose(
 ) -> Result<Choice, Unavailable> {
     let refusal = |transport, reason: &str| Refusal { transport, reason: reason.into() };
     match (wish, uring, socket) {
-        (Wish::Auto, Ok(()), _) => {
-            Ok(Choice { transport: "uring", refused: vec![refusal("socket", "uring is there and costs fewer system calls")] })
-        }
+        (Wish::Auto, Ok(()), _) => Ok(Choice {
+            transport: "uring",
+            refused: vec![refusal("socket", "uring is there and costs fewer system calls")],
+        }),
         (Wish::Auto, Err(reason), Ok(())) => {
             Ok(Choice { transport: "socket", refused: vec![refusal("uring", &reason)] })
         }

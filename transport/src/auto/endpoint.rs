@@ -48,7 +48,8 @@ impl Endpoint {
             let choice = choose(options.wish, Ok(()), Ok(()))?;
             return Ok((Self::Uring(Box::new(endpoint)), choice));
         }
-        let plain = socket::Endpoint::new(options.framing, socket::Limits::default()).map_err(|error| error.to_string());
+        let plain = socket::Endpoint::new(options.framing, socket::Limits::default())
+            .map_err(|error| error.to_string());
         let choice = choose(options.wish, ring.map(drop), plain.as_ref().map(drop).map_err(Clone::clone))?;
         let endpoint = plain.map_err(|reason| Unavailable { transport: "socket", reason })?;
         Ok((Self::Socket(Box::new(endpoint)), choice))

@@ -168,7 +168,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `address` ("host:port", "[::1]:0"); the first resolved address that works is used.
+    /// Listens on `address` (`host:port`, `[::1]:0`); the first resolved address that works is used.
     ///
     /// # Errors
     /// [`BindError`], with the likely cause and its remedy.

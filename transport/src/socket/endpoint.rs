@@ -20,7 +20,7 @@ use crate::caps::Capabilities;
 use crate::endpoint::{Arrival, Batch, Event, Events, Operation, Peer, Token};
 use crate::error::{AdoptError, AttachError, Full, LostReason};
 use crate::link::{Kind, Link, Tcp};
-use crate::primitive::Arc;
+use crate::primitive::DescriptorArc as Arc;
 use crate::region::{Region, SliceMut};
 use crate::stream::{
     ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, PARTS_MAX,
@@ -30,8 +30,9 @@ use crate::wait::{Armed, Sleep, Waker};
 
 /// Edges taken from the set at a time; the rest comes with the next poll.
 const EDGES_MAX: usize = 64;
-/// With so few peers a poll reads their sockets without asking the set first: a read that finds nothing costs as much
-/// as the question, and one that finds something has saved it (facts/transport.md B2: 7.8 against 9.8 us).
+/// Where there were never more peers at once, a poll reads their sockets without asking the set first: a read that finds
+/// nothing costs as much as the question, and one that finds something has saved it (facts/transport.md B2: 7.8 against
+/// 9.8 us).
 const FEW_PEERS: usize = 2;
 /// Every so many polls it asks all the same: room to write and the bell are heard of through the set only.
 const ASK_EVERY: u32 = 16;
@@ -219,7 +220,7 @@ impl Endpoint {
     fn find(&mut self) {
         self.unasked += 1;
         let waits = |connection: &Connection| connection.send.has_unsent() || connection.ended.is_some();
-        if self.peers.len() > FEW_PEERS || self.unasked >= ASK_EVERY || self.peers.any(waits) {
+        if self.peers.slot_count() > FEW_PEERS || self.unasked >= ASK_EVERY || self.peers.any(waits) {
             self.unasked = 0;
             return self.collect();
         }

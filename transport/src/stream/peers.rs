@@ -42,6 +42,11 @@ impl<C> Peers<C> {
         self.slots.len() - self.free.len()
     }
 
+    /// Slots made so far: the most peers that there were at once.
+    pub(crate) fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The slot that the next `insert` will use.
     pub(crate) fn next_slot(&self) -> Option<usize> {
         let fresh = || (self.slots.len() < self.limit as usize).then_some(self.slots.len());

@@ -26,7 +26,7 @@ use crate::caps::Capabilities;
 use crate::endpoint::{Arrival, Batch, Event, Events, Operation, Peer, Token};
 use crate::error::{AdoptError, AttachError, Full, LostReason, Violation};
 use crate::link::{Kind, Link, Tcp};
-use crate::primitive::Arc;
+use crate::primitive::DescriptorArc as Arc;
 use crate::region::{Region, SliceMut};
 use crate::stream::{
     ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, Peers, Plan,
@@ -315,7 +315,12 @@ impl Connection {
         self.in_flight = false;
         match usize::try_from(result) {
             Ok(count) => self.send.advance(count),
-            Err(_) if matches!(Errno::from_raw_os_error(-result), Errno::INTR | Errno::AGAIN) => {}
+            // Sent again. The kernel cancels what a thread has submitted when that thread ends.
+            Err(_)
+                if matches!(
+                    Errno::from_raw_os_error(-result),
+                    Errno::INTR | Errno::AGAIN | Errno::CANCELED
+                ) => {}
             // What has come before may still be read; the end is found there.
             Err(_) => self.cut = true,
         }
