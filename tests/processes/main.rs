@@ -139,6 +139,12 @@ fn processes_reach_the_optimum_and_are_gone() {
     let rows: u64 =
         result["workers"].as_array().unwrap().iter().map(|worker| worker["rows"].as_u64().unwrap()).sum();
     assert_eq!(rows, 39_099);
+    let steps = |server: &Value| server["proximal_steps"].as_u64().unwrap();
+    let servers = result["servers"].as_array().unwrap();
+    assert!(
+        servers.len() == 2 && servers.iter().all(|server| steps(server) > 0),
+        "both servers are used: {result}"
+    );
     for pid in services {
         assert!(test_kill_process(pid).is_err(), "a server is left behind");
     }
@@ -148,7 +154,11 @@ fn processes_reach_the_optimum_and_are_gone() {
 fn uring_is_here() -> bool {
     let info = run("info --json");
     let here = result_of(&info)["transport"]["between_processes"] == "uring";
-    assert!(here || std::env::var_os("CI").is_none(), "no io_uring: {}", String::from_utf8_lossy(&info.stdout));
+    assert!(
+        here || std::env::var_os("CI").is_none(),
+        "no io_uring: {}",
+        String::from_utf8_lossy(&info.stdout)
+    );
     if !here {
         eprintln!("skipped: no io_uring here");
     }
@@ -165,12 +175,16 @@ fn all_combinations_reach_the_optimum_over_uring_and_two_over_socket() {
     }
     for (transport, delay, workers, servers) in combinations {
         let job = format!("train lr --delay {delay} --json");
-        let output = run(&format!("launch --transport {transport} --servers {servers} --workers {workers} -- {job}"));
+        let output =
+            run(&format!("launch --transport {transport} --servers {servers} --workers {workers} -- {job}"));
         let about = format!("{transport}, delay {delay}, {workers} workers, {servers} servers");
         assert!(output.status.success(), "{about}: {}", error_of(&output));
         let result = result_of(&output);
         assert_optimal(&result);
-        assert!(result["passes"].as_f64().unwrap() <= 1000.0 && result["transport"] == transport, "{about}: {result}");
+        assert!(
+            result["passes"].as_f64().unwrap() <= 1000.0 && result["transport"] == transport,
+            "{about}: {result}"
+        );
     }
 }
 

@@ -13,7 +13,8 @@ const OPTIMUM: f64 = 13_545.570_474_2;
 fn run(delay: u32, lose_at: Option<u64>) -> Outcome {
     let data = bundled::adult_train().unwrap();
     let deadline = Duration::from_secs(60);
-    let job = Job { lambda: 10.0, gap: 0.01, delay, seed: 1, parts: 5, segments: 16, passes_max: 1000.0, deadline };
+    let job =
+        Job { lambda: 10.0, gap: 0.01, delay, seed: 1, parts: 5, segments: 16, passes_max: 1000.0, deadline };
     let options = Options { servers: 2, workers: 2, parts: 5, tau: Some(delay), ..Options::default() };
     let cluster = Cluster::start(options).unwrap();
     let (first, second) = (cluster.join().unwrap(), cluster.join().unwrap());

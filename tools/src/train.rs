@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rangefold::embed::{self, Cluster};
-use rangefold::{Limits, Round, pinning};
+use rangefold::{Limits, Round, ShardId, pinning};
 use rangefold_learn::mapping::Mapping;
 use rangefold_learn::plan::Reason;
 use rangefold_learn::train::{Ended, Job, Outcome, Seen, train};
@@ -114,7 +114,7 @@ impl Share {
 struct Finished {
     outcome: Outcome,
     shares: Vec<Share>,
-    /// Empty where servers are other processes.
+    /// What shards have counted; nothing where they are other processes.
     servers: Vec<embed::Report>,
     seconds: f64,
     transport: String,
@@ -357,14 +357,15 @@ fn write_model(path: &std::path::Path, weights: &[f64]) -> std::io::Result<()> {
 
 fn as_json(finished: &Finished, auc: Option<f64>, accuracy: Option<f64>) -> serde_json::Value {
     let outcome = &finished.outcome;
-    let server = |report: &embed::Report| {
+    let server = |(shard, steps): (&ShardId, &u64)| {
+        let report = finished.servers.iter().find(|report| report.shard == *shard);
         json!({
-            "server": report.shard.server.0,
-            "shard": report.shard.shard,
-            "proximal_steps": report.steps,
-            "pushes": report.counters.pushes,
-            "pulls": report.counters.pulls,
-            "bytes": report.bytes,
+            "server": shard.server.0,
+            "shard": shard.shard,
+            "proximal_steps": steps,
+            "pushes": report.map(|report| report.counters.pushes),
+            "pulls": report.map(|report| report.counters.pulls),
+            "bytes": report.map(|report| report.bytes),
         })
     };
     json!({
@@ -378,7 +379,7 @@ fn as_json(finished: &Finished, auc: Option<f64>, accuracy: Option<f64>) -> serd
         "rounds": outcome.progress.rounds,
         "transport": finished.transport,
         "workers": finished.shares,
-        "servers": finished.servers.iter().map(server).collect::<Vec<_>>(),
+        "servers": outcome.steps.iter().map(server).collect::<Vec<_>>(),
     })
 }
 
@@ -414,16 +415,9 @@ fn as_table(finished: &Finished, auc: Option<f64>, accuracy: Option<f64>) -> Str
             100.0 * share.waiting_share,
         );
     }
-    if !finished.servers.is_empty() {
-        let _ = writeln!(text, "\n# server  shard  steps of rounds   pushes    pulls");
-    }
-    for report in &finished.servers {
-        let (shard, counters) = (report.shard, report.counters);
-        let _ = writeln!(
-            text,
-            "{:>8} {:>6} {:>16} {:>8} {:>8}",
-            shard.server.0, shard.shard, report.steps, counters.pushes, counters.pulls
-        );
+    let _ = writeln!(text, "\n# server  shard  proximal steps");
+    for (shard, steps) in &outcome.steps {
+        let _ = writeln!(text, "{:>8} {:>6} {steps:>15}", shard.server.0, shard.shard);
     }
     text
 }

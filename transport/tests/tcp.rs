@@ -55,6 +55,34 @@ impl Backend for Uring {
     }
 }
 
+/// More buffers than the kernel fills at a stretch, and small ones.
+struct UringSmallBuffers;
+
+impl Backend for UringSmallBuffers {
+    type Endpoint = uring::Endpoint;
+
+    fn endpoint(limits: Limits) -> uring::Endpoint {
+        Self::tiny(limits)
+    }
+
+    fn tiny(limits: Limits) -> uring::Endpoint {
+        let limits = Limits { receive_bytes: 0, ..limits };
+        let options =
+            uring::Options { limits, buffer_count: 64, buffer_bytes: 4096, ..uring::Options::default() };
+        uring::Endpoint::new(FRAMING, options).expect("io_uring is permitted here")
+    }
+}
+
+#[test]
+fn kept_bodies_stop_their_sender_with_small_buffers() {
+    kept_bodies_stop_their_sender::<UringSmallBuffers>();
+}
+
+#[test]
+fn mixed_load_with_small_buffers() {
+    mixed_load_in_tiny_memory::<UringSmallBuffers>();
+}
+
 fn streams() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let left = TcpStream::connect(listener.local_addr().expect("bound")).expect("listening");

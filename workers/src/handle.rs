@@ -10,7 +10,9 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use rangefold_proto::client::{Counters, IssueError, Pull, TaskError, TaskId};
 use rangefold_proto::wire::Arguments;
-use rangefold_proto::{ElementType, Incarnation, KeyRange, Lane, Member, Round, TableId, TableSpec};
+use rangefold_proto::{
+    ElementType, Incarnation, KeyRange, Lane, Member, Round, SegmentId, ShardId, TableId, TableSpec,
+};
 use rangefold_transport::wait::Loop;
 use rangefold_transport::{Endpoint, SliceMut};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -429,6 +431,15 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
 
     fn first_lane(&self) -> Result<(Lane, Round), Error> {
         self.client.lanes().first().copied().ok_or(Error::NoLane)
+    }
+
+    /// The shard that owns a key's segment, as this worker's map has it.
+    #[must_use]
+    pub fn owner(&self, key: u64) -> Option<ShardId> {
+        let segment = SegmentId::new(self.id, self.spec.segment_of(key));
+        (key < self.spec.len)
+            .then(|| self.client.with(|session| session.driver.core().map().owner(segment)))
+            .flatten()
     }
 
     /// Pushes `values: [n * width]` to the n keys of `range`, in the name of the worker's first lane.

@@ -113,3 +113,88 @@ fn an_endpoint_of_many_threads_outlives_them() {
     }
     drop(reader.join().expect("it reads all"));
 }
+
+fn bytes_of(number: u64, body: &[u8]) -> Vec<u8> {
+    let mut arena = Arena::new(8 << 20);
+    let slice: Body = arena.take(body.len()).expect("enough").freeze().into();
+    [head(number, &slice).as_bytes(), body].concat()
+}
+
+/// Eight bodies in the middle hold all buffers, and what is whole is kept by the user: all of them come all the same.
+#[test]
+fn bodies_in_the_middle_make_room_for_each_other() {
+    const BODY_BYTES: usize = 8_000;
+    let options = Options { buffer_count: 8, buffer_bytes: 4096, ..Options::default() };
+    let mut endpoint = Endpoint::new(FRAMING, options).expect("io_uring is permitted here");
+    let mut far = Vec::new();
+    for _ in 0..8 {
+        let (near, other) = streams();
+        endpoint.adopt(crate::Link::tcp(near, 1).expect("connected")).expect("room");
+        far.push(other);
+    }
+    let bytes = bytes_of(1, &[5; BODY_BYTES]);
+    let (mut kept, mut events) = (Vec::new(), Events::with_limit(64));
+    for part in bytes.chunks(1_000) {
+        for far in &mut far {
+            std::io::Write::write_all(far, part).expect("connected");
+            for _ in 0..20 {
+                endpoint.poll(&mut events);
+                kept.extend(events.drain());
+            }
+        }
+    }
+    for _ in 0..100_000 {
+        endpoint.poll(&mut events);
+        kept.extend(events.drain());
+    }
+    assert_eq!(kept.len(), 8, "{kept:?}");
+    for event in &kept {
+        let Event::Arrived { body, .. } = event else { panic!("an arrival, not {event:?}") };
+        assert_eq!(body.len(), BODY_BYTES);
+        assert!(body.slices().iter().all(|slice| slice.as_bytes().iter().all(|byte| *byte == 5)));
+    }
+}
+
+/// A place that has come back is not written any more, though its bytes arrive after.
+#[test]
+fn a_place_that_came_back_is_not_written() {
+    const BODY_BYTES: usize = 1 << 20;
+    let mut endpoint = Endpoint::new(FRAMING, Options::default()).expect("io_uring is permitted here");
+    let (near, mut far) = streams();
+    let link = crate::Link::tcp(near, 1).expect("connected").place_from(1);
+    let peer = endpoint.adopt(link).expect("room");
+    let bytes = bytes_of(1, &[1; BODY_BYTES]);
+    std::io::Write::write_all(&mut far, &bytes[..1_000]).expect("connected");
+    let (mut arena, mut events) = (Arena::new(4 << 20), Events::with_limit(64));
+    let mut back = None;
+    while back.is_none() {
+        endpoint.poll(&mut events);
+        let mut closing = false;
+        for event in events.drain() {
+            match event {
+                Event::Announced { arrival, body_bytes, .. } => {
+                    endpoint.place(arrival, arena.take(body_bytes));
+                    closing = true;
+                }
+                Event::Placed { destination, outcome: Err(_), .. } => back = Some(destination),
+                Event::Lost { .. } => {}
+                event => panic!("{event:?}"),
+            }
+        }
+        if closing {
+            // The receive is in the kernel, waiting, when the connection is closed.
+            for _ in 0..10 {
+                endpoint.poll(&mut events);
+            }
+            endpoint.close(peer);
+        }
+    }
+    let mut back = back.expect("it came back");
+    back.as_mut_bytes().fill(9);
+    let _ = std::io::Write::write_all(&mut far, &bytes[1_000..200_000]);
+    for _ in 0..100 {
+        endpoint.poll(&mut events);
+        events.drain();
+    }
+    assert!(back.as_bytes().iter().all(|byte| *byte == 9), "the kernel had let go of it");
+}

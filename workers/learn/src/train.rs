@@ -16,12 +16,12 @@
 //! segment: it is applied whole or not at all, so a lane that is done again by another worker meets the weights that the
 //! first one met. The rounds of a certificate leave the weights alone, with the same effect.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rangefold_proto::{Aggregation, ElementType, Member, Round, TableSpec, UpdateFunction};
+use rangefold_proto::{Aggregation, ElementType, Member, Round, ShardId, TableSpec, UpdateFunction};
 use rangefold_transport::Endpoint;
 use rangefold_workers::driver::Dialer;
 use rangefold_workers::{Client, Error, PullTicket, Table, Values};
@@ -109,6 +109,8 @@ pub struct Outcome {
     pub progress: Progress,
     /// Rows of the parts that this worker read.
     pub rows: u64,
+    /// Proximal steps by the shard that took them: one per round of a block.
+    pub steps: BTreeMap<ShardId, u64>,
 }
 
 /// What a certificate showed, for whoever watches.
@@ -159,6 +161,7 @@ struct Worker<'a, E: Endpoint, D: Dialer> {
     phase: Phase,
     interrupt: &'a AtomicBool,
     rows: u64,
+    steps: BTreeMap<ShardId, u64>,
 }
 
 /// Runs this worker's lanes to the end of the job. `watch` is told every certificate; `interrupt`, set at any time, ends the
@@ -189,7 +192,7 @@ where
     client.wait_for_lanes(job.deadline)?;
     let replica = Replica::new(settings.weights_len, Vec::new());
     let phase = Phase::Gradient;
-    let (members, round, rows) = (Vec::new(), 0, 0);
+    let (members, round, rows, steps) = (Vec::new(), 0, 0, BTreeMap::new());
     let mut worker = Worker {
         client,
         tables,
@@ -203,6 +206,7 @@ where
         phase,
         interrupt,
         rows,
+        steps,
     };
     worker.take_over()?;
     let mut progress = Progress::new();
@@ -219,8 +223,8 @@ where
             }
         };
         worker.until(|worker| worker.client.flush(worker.job.deadline))?;
-        let (weights, rows) = (worker.replica.weights().to_vec(), worker.rows);
-        return Ok(Outcome { weights, ended, certificate, progress, rows });
+        let (weights, rows, steps) = (worker.replica.weights().to_vec(), worker.rows, worker.steps);
+        return Ok(Outcome { weights, ended, certificate, progress, rows, steps });
     }
 }
 
@@ -444,6 +448,9 @@ where
             self.play(|worker| {
                 let block = epoch.block(round);
                 let range = u64::from(block.range.start)..u64::from(block.range.end);
+                if let Some(owner) = worker.tables.weights.owner(range.start) {
+                    *worker.steps.entry(owner).or_insert(0) += 1;
+                }
                 pulls.push_back(worker.tables.weights.pull_at(range, worker.round + 1)?);
                 Ok(())
             })?;
