@@ -679,6 +679,43 @@ fn kept_bodies_stop_their_sender<B: Backend>() {
     drop(writer.join().expect("it writes all"));
 }
 
+/// A peer is cut off while a send to it is under way; the next peer in its place is not taken for it.
+fn the_next_peer_is_not_taken_for_the_last<B: Backend>() {
+    let mut hub = Alone::new(B::endpoint(limits()));
+    let mut arena = Arena::new(8 << 20);
+    let body = body_of(&mut arena, 4 << 20);
+    for round in 0..10 {
+        let (here, mut stuck) = streams();
+        let peer = hub.endpoint.adopt(link(here)).expect("room");
+        let mut batch = Batch::default();
+        // Few, so that all is reported in the poll that finds the noise.
+        for number in 0..4 {
+            batch.send(peer, Token(number), &head(number, &body), body.clone());
+        }
+        assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
+        // Until the system's buffers are full.
+        for _ in 0..200 {
+            hub.poll();
+        }
+        stuck.write_all(&[0xaa; 100]).expect("connected");
+        hub.until("cut off", |hub| !hub.losses().is_empty());
+        hub.seen.clear();
+        let (here, mut good) = streams();
+        let peer = hub.endpoint.adopt(link(here)).expect("room");
+        for number in 0..3 {
+            let nothing = Body::empty();
+            batch.send(peer, Token(number), &head(number, &nothing), nothing);
+            assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
+            hub.until("sent", |hub| hub.completions(peer).len() as u64 == number + 1);
+            assert_eq!(hub.completions(peer).last(), Some(&Ok(())), "round {round}");
+            good.read_exact(&mut [0; 64]).expect("it comes");
+        }
+        hub.endpoint.close(peer);
+        hub.until("closed", |hub| !hub.losses().is_empty());
+        hub.seen.clear();
+    }
+}
+
 /// Connections come and go; slots are reused and numbers are not.
 fn peers_come_and_go<B: Backend>() {
     let mut hub = Alone::new(B::endpoint(limits()));
@@ -731,4 +768,5 @@ over!(
     peers_come_and_go,
     kept_bodies_stop_their_sender,
     memory_from_another_thread_ends_the_wait,
+    the_next_peer_is_not_taken_for_the_last,
 );
