@@ -205,6 +205,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
     /// Carries out what the core has to do, in order. Frames join the batch of the turn.
     fn drain(&mut self) -> Option<Nanos> {
         loop {
+            self.arena.collect();
             // A frame needs memory of at most its own size; without it only effects, which need none.
             let may_send = self.arena.used_bytes() + 2 * self.frame_bytes_max <= self.arena.budget_bytes();
             match self.core.poll_output(may_send) {

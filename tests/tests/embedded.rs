@@ -183,7 +183,6 @@ fn a_dropped_push_goes_on_and_a_dropped_pull_is_given_up() {
 
 /// A worker ends its round and turns to something else; the others wait for its close.
 #[test]
-#[ignore = "known: the progress thread takes a client without open tasks for idle, also when a close is due"]
 fn a_close_goes_out_by_itself() {
     let (_cluster, clients) = workers(2, Some(0));
     let tables = [0, 1].map(|worker| sums(&clients[worker], "t", 8));

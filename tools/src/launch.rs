@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -136,7 +137,7 @@ impl Cluster {
         let mut command = ours()?;
         command.args(["scheduler", "--bind", "127.0.0.1:0", "--until-stdin-closes"]);
         command.args(["--servers", &servers.to_string()]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().context("cannot start the scheduler")?;
         let out = child.stdout.take().context("the scheduler has no standard output")?;
         let error = child.stderr.take().context("the scheduler has no standard error")?;
@@ -159,8 +160,9 @@ impl Cluster {
     }
 
     fn start(&self, name: String, mut command: Command, prefixed: bool) -> anyhow::Result<Process> {
-        // Services end when this pipe closes, so also when this process is killed.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Services end when this pipe closes, so also when this process is killed. Each process is a group of its own: an
+        // interrupt of the terminal comes here only, and workers are asked to stop before their servers end.
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command.spawn().with_context(|| format!("cannot start {name}: {program}"))?;
         let prefix = format!("[{name}] ");

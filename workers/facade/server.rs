@@ -57,6 +57,11 @@ pub enum ServeError {
     /// The address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Others than this host could connect.
+    #[error(
+        "{0} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address"
+    )]
+    Exposed(SocketAddr),
     /// The scheduler cannot be reached.
     #[error("cannot reach the scheduler: {0}")]
     Dial(#[from] DialError),
@@ -105,6 +110,9 @@ impl Server {
         mut endpoint: impl FnMut() -> Result<E, String>,
     ) -> Result<Self, ServeError> {
         let listener = Arc::new(Listener::bind(&options.bind, Listening::default())?);
+        if !listener.address().ip().is_loopback() {
+            return Err(ServeError::Exposed(listener.address()));
+        }
         let address = options.advertise.clone().unwrap_or_else(|| listener.address().to_string());
         let control = dial_control(&options.scheduler, options.deadline)?;
         control.set_read_timeout(Some(options.deadline)).map_err(ServeError::Stream)?;

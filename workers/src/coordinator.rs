@@ -34,6 +34,9 @@ pub trait Listener: Send {
     fn tell(&self, news: News);
 }
 
+/// Parts of a job, at most: as many lanes as a shard with standard limits serves.
+pub const LANES_MAX: u32 = rangefold_proto::Limits::standard().lanes_max;
+
 /// Why a server or worker cannot join.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AdmitError {
@@ -58,8 +61,10 @@ pub enum AdmitError {
         parts: u32,
     },
     /// A job that cannot be.
-    #[error("{workers} workers need at least {workers} parts of the data, not {parts}")]
-    TooFewParts {
+    #[error(
+        "{workers} workers and {parts} parts are no job: there must be a worker, a part for each, and at most {LANES_MAX} parts"
+    )]
+    Parts {
         /// Workers asked for.
         workers: u32,
         /// Parts asked for.
@@ -173,11 +178,12 @@ impl Coordinator {
                     parts: job.parts,
                 });
             }
-            None if job.parts < job.workers => {
-                return Err(AdmitError::TooFewParts { workers: job.workers, parts: job.parts });
+            _ if job.parts < job.workers || job.workers == 0 || job.parts > LANES_MAX => {
+                return Err(AdmitError::Parts { workers: job.workers, parts: job.parts });
             }
             _ => {}
         }
+        // Checked, so that the first worker's word binds the others.
         state.job.get_or_insert(job);
         let now = self.now();
         let scheduler = state.scheduler.get_or_insert_with(|| SchedulerCore::new(job));

@@ -244,6 +244,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     /// Carries out what the core has to do, in order. Frames join the batch of the turn.
     fn drain(&mut self) -> Option<Nanos> {
         loop {
+            self.control.collect();
             let may_send = self.control.used_bytes() + wire::CONTROL_BYTES_MAX <= self.control.budget_bytes();
             match self.core.poll_output(may_send) {
                 Output::Dial { shard } => self.dialer.dial(self.core.map(), shard),

@@ -250,6 +250,11 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         })
     }
 
+    /// Ends what `attend` began: waits do not end with [`Error::LanesChanged`] any more.
+    pub fn ignore_lanes(&self) {
+        self.with(|session| session.attended = None);
+    }
+
     /// Makes a table, or attaches to the one with the same specification.
     ///
     /// # Errors
@@ -301,7 +306,12 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// # Errors
     /// [`Error::Issue`] when the lane is not held.
     pub fn advance_lane(&self, lane: Lane) -> Result<Round, Error> {
-        Ok(self.with(|session| session.driver.advance(lane))?)
+        Ok(self.with(|session| {
+            let round = session.driver.advance(lane);
+            // Others wait for this close, and this worker may compute for long.
+            session.flush_batch();
+            round
+        })?)
     }
 
     /// Waits until every task of this worker has ended.
@@ -398,12 +408,12 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
 }
 
 impl<E: Endpoint, D: Dialer> Shared<E, D> {
-    /// One look of the progress thread: if work is outstanding and nobody has driven lately, drive.
+    /// One look of the progress thread: if nobody has driven lately, drive. Also without tasks under way: connections break,
+    /// segments move, and others wait for what this worker closed.
     fn progress(&self) {
         let now_ns = self.baton.clock().now_ns();
         self.baton.try_with(|session| {
-            let idle = now_ns.saturating_sub(session.turned_ns) > IDLE_NS;
-            if idle && session.has_work() {
+            if now_ns.saturating_sub(session.turned_ns) > IDLE_NS {
                 rangefold_transport::Shell::turn(session, now_ns);
             }
         });

@@ -93,11 +93,6 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
         held.count() != attended.len() || !attended.iter().zip(self.driver.core().members()).all(same)
     }
 
-    /// Whether anything is under way that a turn could move.
-    pub(crate) fn has_work(&self) -> bool {
-        self.driver.core().open_tasks() > 0 || !self.events.is_empty()
-    }
-
     /// Posts what was issued, without reading anything.
     pub(crate) fn flush_batch(&mut self) {
         self.driver.post();

@@ -11,6 +11,8 @@ pub struct Limits {
     pub push_bytes_per_link: u64,
     /// Pulls of one connection that a server holds, parked ones included: what it grants (T6, B8).
     pub pulls_per_link: u16,
+    /// Answers to pushes that wait for one connection to read them; one for each lane and segment it named.
+    pub answers_per_link: u32,
     /// Operations of one connection that are posted and not completed. Bounds the send queue.
     pub sends_per_link: u16,
     /// Replies of one shard that are gathered and not yet sent (B5).
@@ -39,6 +41,7 @@ impl Limits {
             frame_bytes_max: 256 << 10,
             push_bytes_per_link: 16 << 20,
             pulls_per_link: 64,
+            answers_per_link: 1 << 14,
             sends_per_link: 128,
             replies_per_shard: 256,
             rounds_open_max: 64,
@@ -58,6 +61,7 @@ impl Limits {
             frame_bytes_max: 64,
             push_bytes_per_link: 256,
             pulls_per_link: 3,
+            answers_per_link: 128,
             sends_per_link: 3,
             replies_per_shard: 2,
             rounds_open_max: 3,

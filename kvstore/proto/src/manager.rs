@@ -16,6 +16,9 @@ use crate::table::{TableError, TableSpec};
 /// Tables of one cluster, at most.
 pub const TABLES_MAX: usize = 1 << 12;
 
+/// Segments of one cluster, at most: a close that names all of them, and a map of them, fit one control message.
+pub const SEGMENTS_MAX: usize = crate::wire::CONTROL_BYTES_MAX / crate::wire::NAMED_BYTES;
+
 /// Why a server cannot join.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum JoinError {
@@ -80,6 +83,10 @@ impl ManagerCore {
         }
         if self.map.tables.len() >= TABLES_MAX {
             return Err(TableError::TooMany(TABLES_MAX));
+        }
+        let segments = self.map.rows.len() + usize::from(spec.segments);
+        if segments > SEGMENTS_MAX {
+            return Err(TableError::TooManySegments { segments, max: SEGMENTS_MAX });
         }
         let in_group = |held: &&TableSpec| {
             held.namespace == spec.namespace && held.placement_group == spec.placement_group

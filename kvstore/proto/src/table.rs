@@ -134,6 +134,26 @@ pub enum TableError {
     /// No server to place it on.
     #[error("no server has joined yet; start one, or wait for it")]
     NoServers,
+    /// More bytes than can be addressed.
+    #[error(
+        "table `{name}` of {len} keys and {width} elements each is larger than memory can be; the limit is 2^47 bytes"
+    )]
+    TooLarge {
+        /// The table.
+        name: String,
+        /// Its keys.
+        len: u64,
+        /// Elements per key.
+        width: u32,
+    },
+    /// More segments than the control plane carries.
+    #[error("the cluster would have {segments} segments; the limit is {max}: cut tables into fewer")]
+    TooManySegments {
+        /// Segments there would be.
+        segments: usize,
+        /// The limit.
+        max: usize,
+    },
     /// Fewer servers than the cluster is to have: a table made now would not use the others.
     #[error(
         "{joined} of {expected} servers have joined; the others are not started, or cannot reach the scheduler"
@@ -189,6 +209,9 @@ impl TableSpec {
         }
         if self.width == 0 || self.width > Self::WIDTH_MAX {
             return Err(TableError::Width { name: name(), width: self.width, max: Self::WIDTH_MAX });
+        }
+        if u128::from(self.len) * u128::from(self.value_bytes()) > 1 << 47 {
+            return Err(TableError::TooLarge { name: name(), len: self.len, width: self.width });
         }
         if self.update == UpdateFunction::ProximalL1 && self.width != 2 {
             return Err(TableError::Rows { name: name(), width: self.width, needed: 2 });

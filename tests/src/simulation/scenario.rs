@@ -103,6 +103,8 @@ impl Scenario {
             unacknowledged_bytes_max: u64::from(row) * 16 * u64::from(parts) * chance.within(6..20),
             resume_bytes_min: chance.within(0..2) * u64::from(row) * 8,
             tasks_max: 256,
+            // Every lane may be answered for every segment.
+            answers_per_link: 1024,
             sends_per_link: u16::try_from(chance.within(2..9)).unwrap_or(2),
             pulls_per_link: u16::try_from(chance.within(1..5)).unwrap_or(1),
             ..Limits::test_min()

@@ -77,6 +77,21 @@ pub enum TrainError {
     /// The cluster does not do what it should.
     #[error(transparent)]
     Cluster(#[from] Error),
+    /// The job has begun without this worker.
+    #[error(
+        "the job on this cluster has begun; a worker cannot join in its middle, and a second job needs a cluster of its own"
+    )]
+    Running,
+    /// The cluster runs another number of parts.
+    #[error(
+        "this worker was given part {lane}, but its job has only {parts}; give the cluster and the job the same number"
+    )]
+    OtherParts {
+        /// The part given.
+        lane: u32,
+        /// Parts of the job.
+        parts: u32,
+    },
     /// There are more parts than the data have rows to give.
     #[error("{parts} parts of {rows} rows; take fewer parts")]
     TooManyParts {
@@ -190,6 +205,9 @@ where
     settings.check()?;
     let tables = tables(client, job, &settings)?;
     client.wait_for_lanes(job.deadline)?;
+    if client.attend().iter().any(|member| member.first_round > 0) {
+        return Err(TrainError::Running);
+    }
     let replica = Replica::new(settings.weights_len, Vec::new());
     let phase = Phase::Gradient;
     let (members, round, rows, steps) = (Vec::new(), 0, 0, BTreeMap::new());
@@ -223,6 +241,8 @@ where
             }
         };
         worker.until(|worker| worker.client.flush(worker.job.deadline))?;
+        // The result is there; whoever is lost from here on leaves nothing to be done.
+        client.ignore_lanes();
         let (weights, rows, steps) = (worker.replica.weights().to_vec(), worker.rows, worker.steps);
         return Ok(Outcome { weights, ended, certificate, progress, rows, steps });
     }
@@ -308,6 +328,9 @@ where
         for member in held {
             if self.members.iter().any(|known| same(known, &member)) {
                 continue;
+            }
+            if member.lane.0 >= self.job.parts {
+                return Err(TrainError::OtherParts { lane: member.lane.0, parts: self.job.parts });
             }
             let ranges = cut(self.mapping.bytes(), self.job.parts as usize);
             let part =

@@ -308,7 +308,14 @@ impl<P: Clone> ClientCore<P> {
     pub(super) fn refuse_flow(&mut self, lane: Lane, segment: SegmentId, refusal: Refusal) {
         self.unqueue(lane, segment);
         let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
-        let tasks: Vec<TaskId> = flow.unacknowledged.drain(..).map(|pending| pending.task).collect();
+        let tasks: Vec<TaskId> = flow.unacknowledged.iter().map(|pending| pending.task).collect();
+        //= protocol.md P11
+        // The owner has none of them, so the next push names the one before.
+        if let Some(first) = flow.unacknowledged.front() {
+            flow.last = first.previous;
+            flow.closed = flow.closed.min(flow.last);
+        }
+        flow.unacknowledged.clear();
         flow.rewind(0);
         for task in tasks {
             self.complete(task, Err(TaskError::Refused(refusal)));

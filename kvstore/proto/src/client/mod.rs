@@ -81,6 +81,8 @@ pub struct ClientCore<P> {
     speakers: VecDeque<ShardId>,
     effects: VecDeque<Output<P>>,
     unacknowledged_bytes: u64,
+    /// Bytes pushed to aggregated tables, by round and shard, of rounds that some lane held has not left.
+    round_bytes: BTreeMap<(Round, ShardId), u64>,
     /// Flows and pieces that try again at a time.
     retries: BTreeSet<(Nanos, Retry)>,
     sequence: u64,
@@ -115,6 +117,7 @@ impl<P: Clone> ClientCore<P> {
             speakers: VecDeque::new(),
             effects: VecDeque::new(),
             unacknowledged_bytes: 0,
+            round_bytes: BTreeMap::new(),
             retries: BTreeSet::new(),
             sequence: 0,
             control: Vec::new(),
@@ -259,14 +262,28 @@ impl<P: Clone> ClientCore<P> {
         let spec = self.admit(lane, table, range)?;
         let bytes = range.len().saturating_mul(u64::from(spec.pushed_bytes()));
         let parts: Vec<(SegmentId, KeyRange)> = spec.cut(table, range).collect();
-        //= protocol.md B6
-        // An aggregated round holds credit until all its lanes have come: one round of this client's lanes must fit.
         let aggregated = spec.aggregation == Aggregation::Round;
-        let lanes = if aggregated { self.lanes.len() as u64 } else { 1 };
-        let max = if aggregated { self.limits.push_bytes_per_link } else { u64::MAX }
-            .min(self.limits.unacknowledged_bytes_max);
-        if bytes.saturating_mul(lanes) > max {
-            return Err(IssueError::TooLarge { bytes, max: max / lanes });
+        let key_bytes = u64::from(spec.pushed_bytes());
+        let max = self.limits.unacknowledged_bytes_max;
+        if bytes > max {
+            return Err(IssueError::TooLarge { bytes, max });
+        }
+        //= protocol.md B6
+        // A round holds credit at its shards until it is applied, and is not applied before all of it has come: what this
+        // client pushes in one round must fit what one connection is granted.
+        let round = self.lanes.get(&lane).map_or(0, |state| state.round);
+        let mut held: BTreeMap<ShardId, u64> = BTreeMap::new();
+        for (segment, values) in parts.iter().filter(|_| aggregated) {
+            if let Some(shard) = self.map.owner(*segment) {
+                *held.entry(shard).or_insert(0) += values.len().saturating_mul(key_bytes);
+            }
+        }
+        for (shard, bytes) in &mut held {
+            *bytes += self.round_bytes.get(&(round, *shard)).copied().unwrap_or(0);
+            let max = self.limits.push_bytes_per_link;
+            if *bytes > max {
+                return Err(IssueError::TooLarge { bytes: *bytes, max });
+            }
         }
         if self.unacknowledged_bytes + bytes > self.limits.unacknowledged_bytes_max {
             return Err(IssueError::Full);
@@ -274,6 +291,7 @@ impl<P: Clone> ClientCore<P> {
         let left = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let task = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
         self.unacknowledged_bytes += bytes;
+        self.round_bytes.extend(held.into_iter().map(|(shard, bytes)| ((round, shard), bytes)));
         let floor = task.stamp.incarnation().floor();
         let Some(state) = self.lanes.get_mut(&lane) else { return Err(IssueError::NoLane(lane)) };
         let round = state.round;
@@ -358,6 +376,8 @@ impl<P: Clone> ClientCore<P> {
             self.link_mut(shard).close_due(lane);
             self.enlist(shard);
         }
+        let lowest = self.lowest_round();
+        self.round_bytes.retain(|&(round, _), _| round >= lowest);
         self.release_early();
         Ok(round)
     }

@@ -216,7 +216,7 @@ pub enum Output<P> {
 pub enum SendBody<P> {
     /// None.
     Empty,
-    /// The bytes in [`ClientCore::control`], valid until the next `poll_output`.
+    /// The bytes in [`ClientCore::control`](super::ClientCore::control), valid until the next `poll_output`.
     Control,
     /// These bytes of a push's payload.
     Values {

@@ -225,6 +225,9 @@ impl<P> ServerCore<P> {
                         enlist(&mut self.speakers, contribution.link, link);
                     }
                 }
+                if contribution.values.is_empty() {
+                    continue;
+                }
                 self.effects.push_back(Output::Contribute {
                     segment: id,
                     lane: contribution.lane,
@@ -243,6 +246,10 @@ impl<P> ServerCore<P> {
     }
 
     fn pull(&mut self, id: LinkId, header: &Header, extension: &Extension) {
+        if header.range.is_empty() {
+            // An answer with an empty range is a push's.
+            return self.violation(id, "a pull of nothing");
+        }
         let Some(link) = self.links.get_mut(&id) else { return };
         if link.pulls_held >= self.limits.pulls_per_link {
             return self.violation(id, "more pulls than were granted");
@@ -258,10 +265,7 @@ impl<P> ServerCore<P> {
         };
         let Some(segment) = self.segments.get_mut(&header.segment) else { return self.turn_away(&pull) };
         let bytes = header.range.len().saturating_mul(u64::from(segment.value_bytes));
-        if header.range.is_empty()
-            || !segment.range.covers(header.range)
-            || bytes > u64::from(self.limits.frame_bytes_max)
-        {
+        if !segment.range.covers(header.range) || bytes > u64::from(self.limits.frame_bytes_max) {
             return self.refuse_pull(&pull, Kind::Refused, Some(Refusal::Shape));
         }
         //= protocol.md T3
@@ -309,6 +313,8 @@ impl<P> ServerCore<P> {
     /// How to answer a frame for a segment that is not here.
     fn whereabouts(&self, segment: SegmentId, assignment: Assignment) -> Kind {
         match self.map.rows.get(&segment) {
+            // Its table is newer than the map here: the sender heard of it first.
+            None if assignment.0 > 0 => Kind::Busy,
             None => Kind::Refused,
             Some(row) if row.owner == self.me => Kind::Busy,
             Some(row) if row.assignment < assignment => Kind::NeedMap,
@@ -325,6 +331,17 @@ impl<P> ServerCore<P> {
         }
         let named: BTreeMap<SegmentId, (Assignment, Stamp)> =
             named.map(|(segment, assignment, last)| (segment, (assignment, last))).collect();
+        //= protocol.md G1
+        // A lane that was away when a segment went closes here still; its new owner waits for that.
+        for (segment, (assignment, _)) in &named {
+            let gone = self.map.rows.get(segment).is_some_and(|row| row.assignment > *assignment);
+            if let (true, Some(link)) =
+                (gone && !self.segments.contains_key(segment), self.links.get_mut(&id))
+            {
+                link.owe_row(*segment);
+                enlist(&mut self.speakers, id, link);
+            }
+        }
         let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
         for segment_id in ids {
             self.adopt_lane(segment_id, header.lane, incarnation);
@@ -339,7 +356,10 @@ impl<P> ServerCore<P> {
             return self.violation(id, "a malformed resume");
         }
         let word = |chunk: &[u8]| u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
-        let asked: Vec<SegmentId> = body.chunks_exact(4).map(|chunk| SegmentId(word(chunk))).collect();
+        // What is not in the map here is nobody's: not remembered, so a peer cannot make this grow.
+        let known = |segment: &SegmentId| self.map.rows.contains_key(segment);
+        let asked: Vec<SegmentId> =
+            body.chunks_exact(4).map(|chunk| SegmentId(word(chunk))).filter(known).collect();
         let incarnation = header.stamp.incarnation();
         let current = self.view.member(header.lane).is_some_and(|member| member.incarnation == incarnation);
         // A former holder of the lane is told nothing that it could take for an acknowledgement of its own.

@@ -28,8 +28,9 @@ impl<P> ServerCore<P> {
         };
         let tile = header.tile(segment.range);
         let expected = header.range.len().saturating_mul(u64::from(segment.pushed_bytes));
-        let shape = segment.range.covers(header.range)
+        let shape = header.range.start <= header.range.end
             && !tile.is_empty()
+            && segment.range.covers(tile)
             && tile.covers(header.range)
             && header.key_bytes == 0
             && expected == u64::from(header.value_bytes);
@@ -93,6 +94,8 @@ impl<P> ServerCore<P> {
             Verdict::Contribute(open) => {
                 self.counters.pushes += 1;
                 let values = open.intersect(header.range);
+                // Nothing of it is open: an empty contribution, which still moves the clock and holds its credit.
+                let values = if values.is_empty() { KeyRange::new(open.start, open.start) } else { values };
                 let contribution = Contribution {
                     lane: header.lane,
                     stamp: header.stamp,
@@ -167,10 +170,14 @@ impl<P> ServerCore<P> {
             Kind::Busy => self.counters.busy += 1,
             _ => {}
         }
-        if let Some(link) = self.links.get_mut(&id) {
-            link.answer_push(kind, refusal, header, clock);
-            enlist(&mut self.speakers, id, link);
+        let Some(link) = self.links.get_mut(&id) else { return };
+        // One answer is kept for each (lane, segment) that the peer names: its lanes times the segments there are, unless it
+        // invents them.
+        if link.answers.len() >= self.limits.answers_per_link as usize {
+            return self.violation(id, "pushes to ever more lanes and segments, without reading the answers");
         }
+        link.answer_push(kind, refusal, header, clock);
+        enlist(&mut self.speakers, id, link);
         self.let_go(id, credit);
     }
 

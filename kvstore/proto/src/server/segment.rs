@@ -43,7 +43,7 @@ impl Closed {
     fn reach(&mut self, clock: Stamp) {
         for close in [self.oldest, self.newest].into_iter().flatten() {
             if clock >= close.1 {
-                self.rounds = self.rounds.max(close.0 + 1);
+                self.rounds = self.rounds.max(close.0.saturating_add(1));
             }
         }
         self.oldest = self.oldest.filter(|close| clock < close.1);

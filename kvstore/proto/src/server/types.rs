@@ -133,7 +133,7 @@ pub enum Output<P> {
 pub enum SendBody {
     /// None.
     Empty,
-    /// The bytes in [`ServerCore::control`], valid until the next `poll_output`.
+    /// The bytes in [`ServerCore::control`](super::ServerCore::control), valid until the next `poll_output`.
     Control,
     /// The values of these keys as they are now, gathered by the shell in the same step. Makes the send a reply.
     Gather {

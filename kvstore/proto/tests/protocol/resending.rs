@@ -280,13 +280,13 @@ fn a_refused_push_ends_with_the_reason() {
 }
 
 #[test]
-fn pushes_after_a_refused_one_name_a_predecessor_that_never_came() {
+fn pushes_after_a_refused_one_name_the_one_before_it() {
     let mut worker = worker();
     worker.push(0, 0..10);
     worker.hear(1, Header { round: 1, ..of_push(Kind::Refused, at(0)) }, &[]);
     let (_, effects) = worker.push(0, 0..10);
-    // Expect, today: the chain of predecessors has a hole, and the next push is a gap for ever. P11 closes it with empty tiles.
-    assert_eq!(sent(&effects, Kind::Push)[0].header.previous, at(1));
+    // Expect: the owner has nothing of the refused one, so the chain goes on without it.
+    assert_eq!(sent(&effects, Kind::Push)[0].header.previous, at(0));
 }
 
 //= protocol.md B1
@@ -346,14 +346,17 @@ fn a_full_client_says_so_and_issues_nothing() {
     assert_eq!(worker.try_push(0, 0..10), Err(IssueError::TooLarge { bytes: 80, max: 79 }));
 }
 
+//= protocol.md B6
+//= type=test
 #[test]
-fn an_aggregated_push_must_leave_room_for_the_clients_other_lanes() {
+fn what_a_client_pushes_in_one_aggregated_round_must_fit_its_credit() {
     let limits = Limits { push_bytes_per_link: 159, ..Limits::standard() };
     let two = view(1, &[(1, 0), (1, 0)]);
     let mut worker = Worker::new(limits, &[aggregated(10)], &two, &[0, 1]);
-    assert_eq!(worker.try_push(0, 0..10), Err(IssueError::TooLarge { bytes: 80, max: 79 }));
-    let mut worker = Worker::new(limits, &[aggregated(10)], &two, &[0]);
     assert!(worker.try_push(0, 0..10).is_ok());
+    // Expect: the round is not applied before both have come, and the second would wait for the first's credit for ever.
+    assert_eq!(worker.try_push(1, 0..10), Err(IssueError::TooLarge { bytes: 160, max: 159 }));
+    assert!(worker.try_push(1, 0..9).is_ok());
 }
 
 #[test]

@@ -201,7 +201,6 @@ fn a_fast_lane_meets_the_bound_on_open_rounds_and_goes_on_when_it_may() {
 
 /// Contributions hold credit until their round is applied, and their round is not applied before the last of them has come.
 #[test]
-#[ignore = "known: pushes of one round that together exceed the credit wait for each other for ever; each alone is checked"]
 fn several_pushes_of_a_round_beyond_the_credit_are_refused_or_done() {
     let mut pair = Pair::new(Limits::test_min(), 1, 1, 1, &[aggregated(16)]);
     let pushes: Vec<_> = (0..3).filter_map(|_| pair.push(0, 0, 0, 0..16, 1.0).ok()).collect();
