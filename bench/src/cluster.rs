@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use rangefold::embed::{Cluster, Options};
 use rangefold::server::{Server, Stopper};
 use rangefold::{ElementType, Limits, TableSpec, UpdateFunction, server};
-use rangefold_kvstore::store::apply::Element;
 use rangefold_transport::bootstrap::{Listener, Options as Listening};
 use rangefold_transport::wait::Clock;
 use rangefold_transport::{Endpoint, auto, memory};
@@ -23,21 +22,6 @@ const ELEMENTS: usize = MESSAGE_BYTES / 4;
 /// Messages under way.
 const WINDOW: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// GB/s of the update loop over `count` f32, counting the bytes that a push would bring.
-pub(crate) fn add(count: usize, length: Duration) -> f64 {
-    let (mut a, b) = (vec![1.0f32; count], vec![1.0f32; count]);
-    let begun = Instant::now();
-    let mut passes = 0u32;
-    while begun.elapsed() < length {
-        f32::add(&mut a, &b);
-        passes += 1;
-        std::hint::black_box(&mut a);
-    }
-    let seconds = begun.elapsed().as_secs_f64();
-    assert!(a.iter().all(|&sum| sum == (passes + 1) as f32), "the sums are wrong");
-    f64::from(passes) * (count * 4) as f64 / seconds / 1e9
-}
 
 /// A cluster of one worker and one shard.
 pub(crate) struct Bench<E: Endpoint, D: Dialer> {

@@ -12,6 +12,7 @@ mod table;
 
 use clap::Parser;
 
+use rangefold_kvstore::store::apply::Element;
 use rangefold_transport::auto::Wish;
 use table::Table;
 
@@ -51,10 +52,14 @@ fn main() -> anyhow::Result<()> {
                 }
                 anyhow::Ok(())
             };
-        row("add f32, 256 MiB: plain loop", "GB/s", &mut || Ok(ceiling::add(64 << 20, length)))?;
-        row("add f32, 256 MiB: ours", "GB/s", &mut || Ok(cluster::add(64 << 20, length)))?;
-        row("add f32, 256 KiB: plain loop", "GB/s", &mut || Ok(ceiling::add(64 << 10, length)))?;
-        row("add f32, 256 KiB: ours", "GB/s", &mut || Ok(cluster::add(64 << 10, length)))?;
+        row("add f32, 256 MiB: plain loop", "GB/s", &mut || {
+            Ok(ceiling::add(64 << 20, length, ceiling::plain_add))
+        })?;
+        row("add f32, 256 MiB: ours", "GB/s", &mut || Ok(ceiling::add(64 << 20, length, f32::add)))?;
+        row("add f32, 256 KiB: plain loop", "GB/s", &mut || {
+            Ok(ceiling::add(64 << 10, length, ceiling::plain_add))
+        })?;
+        row("add f32, 256 KiB: ours", "GB/s", &mut || Ok(ceiling::add(64 << 10, length, f32::add)))?;
         row("1 MiB: raw blocking stream, received and added", "GB/s", &mut || ceiling::stream(length, true))?;
         row("1 MiB: raw blocking stream", "GB/s", &mut || ceiling::stream(length, false))?;
         row("1 MiB push, uring", "GB/s", &mut || uring.push(length))?;

@@ -21,10 +21,14 @@ impl Table {
         self.values.entry((distance, name)).or_default().push(value);
     }
 
-    fn rows(&self) -> impl Iterator<Item = (Distance, &'static str, &'static str, Vec<f64>)> + '_ {
+    fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         [Distance::Near, Distance::Far, Distance::One].into_iter().flat_map(move |distance| {
             let of_row = move |&(name, unit): &(&'static str, &'static str)| {
-                self.values.get(&(distance, name)).map(|values| (distance, name, unit, values.clone()))
+                let mut values = self.values.get(&(distance, name))?.clone();
+                let median = median(&mut values);
+                let (least, most, repeats) = (values[0], values[values.len() - 1], values.len());
+                let cores = format!("{distance:?}").to_lowercase();
+                Some(Row { cores, name, unit, median, least, most, repeats })
             };
             self.order.iter().filter_map(of_row)
         })
@@ -34,25 +38,27 @@ impl Table {
         println!(
             "# cores  row                                                     median       min       max  unit  repeats"
         );
-        for (distance, name, unit, mut values) in self.rows() {
-            let median = median(&mut values);
-            let (least, most) = (values[0], values[values.len() - 1]);
-            let distance = format!("{distance:?}").to_lowercase();
-            println!(
-                "{distance:<8} {name:<54} {median:>8.3}  {least:>8.3}  {most:>8.3}  {unit:<5} {}",
-                values.len()
-            );
+        for Row { cores, name, unit, median, least, most, repeats } in self.rows() {
+            println!("{cores:<8} {name:<54} {median:>8.3}  {least:>8.3}  {most:>8.3}  {unit:<5} {repeats}");
         }
     }
 
     pub(crate) fn csv(&self) -> String {
         let mut text = String::from("cores,row,unit,median,min,max,repeats\n");
-        for (distance, name, unit, mut values) in self.rows() {
-            let median = median(&mut values);
-            let (least, most, repeats) = (values[0], values[values.len() - 1], values.len());
-            let distance = format!("{distance:?}").to_lowercase();
-            let _ = writeln!(text, "{distance},\"{name}\",{unit},{median:.4},{least:.4},{most:.4},{repeats}");
+        for Row { cores, name, unit, median, least, most, repeats } in self.rows() {
+            let _ = writeln!(text, "{cores},\"{name}\",{unit},{median:.4},{least:.4},{most:.4},{repeats}");
         }
         text
     }
+}
+
+/// What is said of one row at one distance.
+struct Row {
+    cores: String,
+    name: &'static str,
+    unit: &'static str,
+    median: f64,
+    least: f64,
+    most: f64,
+    repeats: usize,
 }

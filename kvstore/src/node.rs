@@ -62,7 +62,7 @@ pub struct Report {
     pub shard: ShardId,
     /// What its core has counted.
     pub counters: Counters,
-    /// Updates by whole rounds: for logistic regression, its proximal steps.
+    /// Updates by whole rounds: for logistic regression, its proximal steps and jumps.
     pub steps: u64,
     /// Bytes of values held.
     pub bytes: u64,

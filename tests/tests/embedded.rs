@@ -190,7 +190,7 @@ fn a_close_goes_out_by_itself() {
     std::thread::sleep(SHORT);
     clients[1].advance(LONG).unwrap();
     clients[0].advance(LONG).unwrap();
-    assert!(tables[0].pull(0..8).unwrap().wait(Duration::from_secs(3)).is_ok());
+    assert!(tables[0].pull(0..8).unwrap().wait(LONG).is_ok());
 }
 
 #[test]

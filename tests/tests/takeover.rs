@@ -4,10 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rangefold::embed::{Cluster, Options, WorkerId};
-use rangefold_learn::bundled;
+use rangefold_learn::bundled::{self, ADULT_OPTIMUM as OPTIMUM};
 use rangefold_learn::train::{Job, Outcome, train};
-
-const OPTIMUM: f64 = 13_545.570_474_2;
 
 /// Trains with two workers; the second is given up when `lose_at` certificates were seen.
 fn run(delay: u32, lose_at: Option<u64>) -> Outcome {

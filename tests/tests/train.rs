@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rangefold::embed::{Client, Cluster, Options};
+use rangefold_learn::bundled::ADULT_OPTIMUM as OPTIMUM;
 use rangefold_learn::lane::Lane;
 use rangefold_learn::mapping::Mapping;
 use rangefold_learn::part::{Part, survey};
@@ -13,8 +14,6 @@ use rangefold_learn::reference::{self, Staleness};
 use rangefold_learn::train::{Ended, Job, Outcome, TrainError, train};
 use rangefold_learn::{bundled, metrics};
 
-/// The least objective at lambda 10, found by another solver and certified to 1.5e-6.
-const OPTIMUM: f64 = 13_545.570_474_2;
 const PARTS: u32 = 4;
 const SEGMENTS: u16 = 16;
 const SEED: u64 = 1;

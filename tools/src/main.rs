@@ -10,7 +10,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 
-/// A parameter server: train on a cluster inside this process, or on processes of this host and others.
+/// A parameter server: train on a cluster inside this process, or on processes of this host.
 #[derive(Parser)]
 #[command(version, propagate_version = true, max_term_width = 100, after_help = exit::HELP)]
 struct Arguments {

@@ -1,5 +1,5 @@
 //! Figures of the two TCP backends beside plain sockets, interleaved in one run: a stream of 1 MiB frames, and a small
-//! round trip, awake and asleep. `cargo run --release --example tcp_figures [pinned]`
+//! round trip, awake and asleep. `cargo run --release -p rangefold-transport --example tcp_figures [pinned]`
 //!
 //! Prints medians of 5 rounds and ratios to the plain socket. Each mode checks what it received.
 

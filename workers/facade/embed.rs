@@ -1,5 +1,5 @@
 //! A whole cluster in one process: manager, scheduler, servers and workers, over the `memory` transport.
-//! The only place that joins workers and kvstore. Knows threads and channels; decides nothing that a core decides.
+//! Knows threads and channels; decides nothing that a core decides.
 //! Source: OSDI'14 §3 (roles), Figure 4; design.md §2 (an embedded cluster is the default for one machine).
 
 use std::collections::{BTreeMap, VecDeque};
@@ -253,10 +253,6 @@ struct Place {
 }
 
 impl Control for Place {
-    fn worker(&self) -> WorkerId {
-        self.worker
-    }
-
     fn create_table(&self, spec: &TableSpec) -> Result<TableId, ControlError> {
         Ok(self.shared.coordinator.create_table(spec)?)
     }

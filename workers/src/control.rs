@@ -1,9 +1,9 @@
 //! What a worker needs of the control plane, whoever provides it: the embedded coordinator or a scheduler process.
-//! Knows requests and events; not how they travel. Implemented by `facade::embed`; called by `handle.rs`.
+//! Knows requests; not how they travel. Implemented by `facade::embed` and `remote.rs`; called by `handle.rs`.
 //! Source: OSDI'14 §3.4, §4.6; design.md §2 (coordination has several implementations and one interface).
 
 use rangefold_proto::scheduler::SchedulerError;
-use rangefold_proto::{Lane, Round, TableError, TableId, TableSpec, WorkerId};
+use rangefold_proto::{Lane, Round, TableError, TableId, TableSpec};
 
 /// Why the control plane does not do what it was asked to.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
@@ -21,9 +21,6 @@ pub enum ControlError {
 
 /// The control plane as one worker sees it. Calls are rare and may take a round trip.
 pub trait Control: Send + Sync {
-    /// This worker.
-    fn worker(&self) -> WorkerId;
-
     /// Makes a table, or finds it. The map with the table comes as an event.
     ///
     /// # Errors

@@ -85,8 +85,6 @@ struct State {
     next_server: u32,
     servers: BTreeMap<ServerId, Box<dyn Listener>>,
     workers: BTreeMap<WorkerId, Seat>,
-    /// Workers that joined and left since the start.
-    left: u32,
 }
 
 /// The control plane's one place. Its lock is held for a few calls of a core, never across one that waits.
@@ -95,19 +93,6 @@ pub struct Coordinator {
     /// Tables are made only when so many servers have joined.
     servers_expected: u32,
     state: Mutex<State>,
-}
-
-/// How far a cluster is, for whoever watches.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Standing {
-    /// Servers that are there.
-    pub servers: usize,
-    /// Workers that are there.
-    pub workers: usize,
-    /// Workers that were there and are not any more.
-    pub left: u32,
-    /// Whether the job has begun.
-    pub started: bool,
 }
 
 impl Coordinator {
@@ -121,7 +106,6 @@ impl Coordinator {
             next_server: 0,
             servers: BTreeMap::new(),
             workers: BTreeMap::new(),
-            left: 0,
         };
         Self { clock, servers_expected, state: Mutex::new(state) }
     }
@@ -258,9 +242,7 @@ impl Coordinator {
     /// [`SchedulerError`].
     pub fn post(&self, worker: WorkerId, name: &str, content: Vec<u8>) -> Result<(), SchedulerError> {
         let mut state = self.lock();
-        state.scheduler.as_mut().ok_or(SchedulerError::Unknown(worker))?.post(name, content)?;
-        state.carry_orders();
-        Ok(())
+        state.scheduler.as_mut().ok_or(SchedulerError::Unknown(worker))?.post(name, content)
     }
 
     /// Reads a notice.
@@ -279,23 +261,10 @@ impl Coordinator {
         state.carry_orders();
     }
 
-    /// How far the cluster is.
-    #[must_use]
-    pub fn standing(&self) -> Standing {
-        let state = self.lock();
-        Standing {
-            servers: state.servers.len(),
-            workers: state.workers.len(),
-            left: state.left,
-            started: state.scheduler.as_ref().is_some_and(SchedulerCore::started),
-        }
-    }
-
     /// Tells everybody to stop.
     pub fn stop(&self) {
         let state = self.lock();
-        let workers = state.workers.values().map(|seat| &seat.listener);
-        for listener in workers.chain(state.servers.values()) {
+        for listener in state.everybody() {
             listener.tell(News::Stop);
         }
     }
@@ -330,7 +299,6 @@ impl State {
                 }
                 Order::Stop { worker } => {
                     if let Some(seat) = self.workers.remove(&worker) {
-                        self.left += 1;
                         seat.listener.tell(News::Stop);
                     }
                 }
@@ -339,8 +307,6 @@ impl State {
                         seat.listener.tell(News::Barrier(number.saturating_sub(seat.barriers_before)));
                     }
                 }
-                // Whoever wants a notice asks for it.
-                Order::Posted { .. } => {}
             }
         }
     }

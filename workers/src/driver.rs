@@ -51,14 +51,6 @@ pub enum Command {
     Run(Vec<Member>),
 }
 
-/// What happened that the program should know of, besides the ends of its tasks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Notice {
-    /// A lane was given to another worker; its tasks have ended with that error. The same lane may have come back since, as
-    /// a higher incarnation.
-    Fenced(Lane, Incarnation),
-}
-
 /// Where a pull's values go, until it ends.
 #[derive(Debug)]
 struct Destination {
@@ -94,7 +86,8 @@ pub struct Driver<E: Endpoint, D: Dialer> {
     ended: BTreeMap<TaskId, Ended>,
     /// Ended tasks whose outcome nobody wants.
     ignored: std::collections::BTreeSet<TaskId>,
-    notices: Vec<Notice>,
+    /// Lanes that were given to other workers, and as which incarnation each was held here.
+    fenced: Vec<(Lane, Incarnation)>,
     frame_bytes_max: usize,
     now_ns: u64,
 }
@@ -116,7 +109,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             destinations: BTreeMap::new(),
             ended: BTreeMap::new(),
             ignored: std::collections::BTreeSet::new(),
-            notices: Vec::new(),
+            fenced: Vec::new(),
             frame_bytes_max: limits.frame_bytes_max as usize,
             now_ns: 0,
         }
@@ -231,9 +224,10 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         self.batch.len() < waiting
     }
 
-    /// Takes what happened besides.
-    pub fn take_notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
+    /// Takes the lanes that were given to other workers since the last call; their tasks have ended with that error. A lane may
+    /// have come back since, as a higher incarnation.
+    pub fn take_fenced(&mut self) -> Vec<(Lane, Incarnation)> {
+        std::mem::take(&mut self.fenced)
     }
 
     fn feed(&mut self, input: Input<'_, Body>) {
@@ -256,7 +250,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
                         self.ended.insert(task, Ended { outcome, values });
                     }
                 }
-                Output::Fenced { lane, incarnation } => self.notices.push(Notice::Fenced(lane, incarnation)),
+                Output::Fenced { lane, incarnation } => self.fenced.push((lane, incarnation)),
                 Output::Disconnect { link, .. } => {
                     if let Some(&(peer, _)) = self.links.get(&link) {
                         self.endpoint.close(peer);
@@ -271,11 +265,8 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         let Some(destination) = self.destinations.get_mut(&task) else { return };
         let keys = usize::try_from(destination.range.len()).unwrap_or(usize::MAX);
         let key_bytes = destination.memory.len() / keys.max(1);
-        let mut at = usize::try_from(range.start - destination.range.start).unwrap_or(usize::MAX) * key_bytes;
-        for slice in payload.slices() {
-            destination.memory.as_mut_bytes()[at..at + slice.len()].copy_from_slice(slice.as_bytes());
-            at += slice.len();
-        }
+        let at = usize::try_from(range.start - destination.range.start).unwrap_or(usize::MAX) * key_bytes;
+        payload.copy_to(&mut destination.memory.as_mut_bytes()[at..at + payload.len()]);
     }
 
     fn send(&mut self, link: LinkId, header: &Header, extension: &Extension, body: SendBody<Body>) {

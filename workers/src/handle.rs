@@ -10,9 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use rangefold_proto::client::{Counters, IssueError, Pull, TaskError, TaskId};
 use rangefold_proto::wire::Arguments;
-use rangefold_proto::{
-    ElementType, Incarnation, KeyRange, Lane, Member, Round, SegmentId, ShardId, TableId, TableSpec,
-};
+use rangefold_proto::{ElementType, KeyRange, Lane, Member, Round, SegmentId, ShardId, TableId, TableSpec};
 use rangefold_transport::wait::Loop;
 use rangefold_transport::{Endpoint, SliceMut};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -25,7 +23,7 @@ use crate::session::{Callback, Session};
 
 /// How long calls without a deadline of their own may take.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// How long a progress thread leaves outstanding work alone, in nanoseconds.
+/// How long a progress thread leaves a session alone that somebody has driven, in nanoseconds.
 const IDLE_NS: u64 = 1_000_000;
 
 /// Why a call did not do what it was asked to.
@@ -355,11 +353,6 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         Ok(self.0.control.notice(name)?)
     }
 
-    /// Lanes that were given to other workers since this was last asked, and as which incarnation each was held here.
-    pub fn take_fenced(&self) -> Vec<(Lane, Incarnation)> {
-        self.with(|session| std::mem::take(&mut session.fenced))
-    }
-
     /// What was counted.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -519,7 +512,8 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
         Ok(PullTicket { client: self.client.clone(), task: Some(task), element: PhantomData })
     }
 
-    /// Pushes to a range and pulls it, in one round trip: the values hold the push.
+    /// Pushes to a range and pulls it, in one round trip: the values hold the push (but in a table that is aggregated
+    /// by rounds).
     ///
     /// # Errors
     /// As [`Self::push`] and [`Self::pull`].

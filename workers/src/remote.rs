@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use rangefold_proto::client::Grant;
-use rangefold_proto::{ClusterMap, JobId, Lane, Limits, Round, ShardId, TableId, TableSpec, WorkerId, wire};
+use rangefold_proto::{ClusterMap, JobId, Lane, Limits, Round, ShardId, TableId, TableSpec, wire};
 use rangefold_transport::bootstrap::{DialError, Dialed as Reached, Hello, Purpose, dial};
 use rangefold_transport::wait::{Clock, Loop};
 use rangefold_transport::{Endpoint, Framing, Waker};
@@ -127,16 +127,15 @@ pub fn connect<E: Endpoint + Send + 'static>(
     stream.set_write_timeout(Some(ANSWER)).map_err(broken)?;
     write(&stream, &ToScheduler::JoinWorker { workers: options.workers, parts: options.parts })
         .map_err(broken)?;
-    let worker = match read(&stream).map_err(broken)? {
-        FromScheduler::Worker(worker) => worker,
+    match read(&stream).map_err(broken)? {
+        FromScheduler::Worker(_) => {}
         FromScheduler::Refused(text) => return Err(ConnectError::Refused { address, text }),
         _ => return Err(broken(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))),
-    };
+    }
     // From here on the stream is read by its thread for as long as it lives.
     stream.set_read_timeout(None).map_err(broken)?;
     let (sender, news) = crossbeam_channel::bounded(NEWS_MAX);
     let line = Arc::new(Line {
-        worker,
         address: options.scheduler.clone(),
         writer: Mutex::new(stream.try_clone().map_err(broken)?),
         waiting: Mutex::new(BTreeMap::new()),
@@ -157,7 +156,6 @@ pub fn connect<E: Endpoint + Send + 'static>(
 
 /// The control connection of one worker.
 struct Line {
-    worker: WorkerId,
     address: String,
     writer: Mutex<TcpStream>,
     /// Requests that wait for their answers.
@@ -211,10 +209,10 @@ impl Line {
     /// scheduler as long as nothing changes, so its end is not this worker's.
     fn hear(&self, stream: &TcpStream, news: &Sender<News>, waker: &Waker) {
         while let Ok(message) = read::<FromScheduler>(stream) {
-            let request = match &message {
+            let request = match message {
                 FromScheduler::News(heard) => {
                     // The session drains its queue whenever it is driven; a program that never drives has ended.
-                    if news.send_timeout(heard.clone(), ANSWER).is_err() {
+                    if news.send_timeout(heard, ANSWER).is_err() {
                         return;
                     }
                     waker.ring();
@@ -222,7 +220,7 @@ impl Line {
                 }
                 FromScheduler::Table { request, .. }
                 | FromScheduler::Posted { request, .. }
-                | FromScheduler::Notice { request, .. } => *request,
+                | FromScheduler::Notice { request, .. } => request,
                 FromScheduler::Server(_) | FromScheduler::Worker(_) | FromScheduler::Refused(_) => continue,
             };
             if let Some(asker) = self.waiting().remove(&request) {
@@ -249,10 +247,6 @@ fn unexpected() -> ControlError {
 }
 
 impl Control for Held {
-    fn worker(&self) -> WorkerId {
-        self.0.worker
-    }
-
     fn create_table(&self, spec: &TableSpec) -> Result<TableId, ControlError> {
         match self.0.ask(|request| ToScheduler::CreateTable { request, spec: spec.clone() })? {
             FromScheduler::Table { outcome, .. } => Ok(outcome?),

@@ -133,6 +133,8 @@ fn attend(
     let (sender, messages) = crossbeam_channel::bounded(MESSAGES_MAX);
     let queue =
         || -> io::Result<Box<dyn Hearer>> { Ok(Box::new(Queue(sender.clone(), stream.try_clone()?))) };
+    // Before anybody joins, so that nobody who joined is forgotten when this fails.
+    speak(stream, messages)?;
     match first {
         ToScheduler::JoinServer { address, shards, host } => {
             let hearer = queue()?;
@@ -145,7 +147,6 @@ fn attend(
             match coordinator.join_server(address, shards, host, greeted) {
                 Ok(server) => {
                     happened(Happening::ServerJoined(server, said));
-                    speak(stream, messages)?;
                     let _ = listen(stream, coordinator, None, &sender);
                     coordinator.lose_server(server);
                     happened(Happening::ServerLost(server));
@@ -156,14 +157,14 @@ fn attend(
         }
         ToScheduler::JoinWorker { workers, parts } => {
             let silence_ns = u64::try_from(silence.as_nanos()).unwrap_or(u64::MAX);
+            let hearer = queue()?;
             let greeted = |worker| {
                 let _ = sender.try_send(FromScheduler::Worker(worker));
-                queue().unwrap_or_else(|_| Box::new(Nobody))
+                hearer
             };
             match coordinator.join_worker(JobSpec { workers, parts, silence_ns }, greeted) {
                 Ok(worker) => {
                     happened(Happening::WorkerJoined(worker, from.into()));
-                    speak(stream, messages)?;
                     let why = match listen(stream, coordinator, Some(worker), &sender) {
                         Ok(()) => "it is done",
                         Err(error)
@@ -204,13 +205,6 @@ fn create_table(
             outcome => return outcome,
         }
     }
-}
-
-/// Hears nothing: for a connection that broke while it joined.
-struct Nobody;
-
-impl Hearer for Nobody {
-    fn tell(&self, _: News) {}
 }
 
 fn refuse(stream: &TcpStream, text: &str) -> io::Result<()> {

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 use rangefold_proto::client::TaskId;
-use rangefold_proto::{Incarnation, Lane, Member, Round};
+use rangefold_proto::{Lane, Member, Round};
 use rangefold_transport::{Endpoint, Shell, Turn};
 
 use crate::control::Control;
 use crate::coordinator::News;
-use crate::driver::{Command, Dialer, Driver, Notice};
+use crate::driver::{Command, Dialer, Driver};
 
 /// Control events of one turn, at most.
 const EVENTS_PER_TURN: usize = 64;
@@ -26,12 +26,10 @@ pub(crate) struct Session<E: Endpoint, D: Dialer> {
     pub(crate) driver: Driver<E, D>,
     events: Receiver<News>,
     control: Arc<dyn Control>,
-    pub(crate) callbacks: BTreeMap<TaskId, Callback>,
+    callbacks: BTreeMap<TaskId, Callback>,
     /// Barriers that everybody has reached, and this worker by itself.
     pub(crate) barriers: u64,
     pub(crate) barriers_reached: u64,
-    /// Lanes that another worker has now.
-    pub(crate) fenced: Vec<(Lane, Incarnation)>,
     pub(crate) stopped: bool,
     /// The lanes that the program knows it holds; waiting calls return when they are not those held any more.
     pub(crate) attended: Option<Vec<Member>>,
@@ -50,7 +48,6 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
             callbacks: BTreeMap::new(),
             barriers: 0,
             barriers_reached: 0,
-            fenced: Vec::new(),
             stopped: false,
             attended: None,
             turned_ns: 0,
@@ -155,10 +152,8 @@ impl<E: Endpoint, D: Dialer> Shell for Session<E, D> {
             told = true;
         }
         let turn = self.driver.turn(now_ns);
-        for notice in self.driver.take_notices() {
-            let Notice::Fenced(lane, incarnation) = notice;
-            self.fenced.push((lane, incarnation));
-        }
+        // The program learns of it by `lanes_changed`.
+        drop(self.driver.take_fenced());
         self.call_back();
         self.report(now_ns);
         Turn { progressed: turn.progressed || told, ..turn }

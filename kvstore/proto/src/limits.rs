@@ -1,4 +1,4 @@
-//! Every capacity of the cores, with its default and the reason for it.
+//! Every capacity of the cores, with its default.
 //! Knows numbers only. Fixed when a core is made; `test_min` makes rare branches common.
 //! Source: protocol.md §13.
 
@@ -25,12 +25,10 @@ pub struct Limits {
     pub unacknowledged_bytes_max: u64,
     /// From here on a client asks what has arrived before it sends again (P7).
     pub resume_bytes_min: u64,
-    /// How long a client waits after `Busy` or a failed dial, in nanoseconds; doubled up to 64 times that.
+    /// How long a client waits after `Busy`, in nanoseconds, or after a failed dial, where it doubles up to 64 times that.
     pub retry_ns: u64,
     /// Lanes of one job.
     pub lanes_max: u32,
-    /// Connections of one shard.
-    pub links_max: u32,
 }
 
 impl Limits {
@@ -50,7 +48,6 @@ impl Limits {
             resume_bytes_min: 64 << 10,
             retry_ns: 2_000_000,
             lanes_max: 4096,
-            links_max: 4096,
         }
     }
 
@@ -70,7 +67,6 @@ impl Limits {
             resume_bytes_min: 128,
             retry_ns: 1_000_000,
             lanes_max: 16,
-            links_max: 16,
         }
     }
 }

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use crate::id::{Assignment, SegmentId, ServerId, ShardId, TableId};
 use crate::map::{ClusterMap, Row, ServerEntry};
-use crate::ring::{Member, Ring};
+use crate::ring::Ring;
 use crate::table::{TableError, TableSpec};
 
 /// Tables of one cluster, at most.
@@ -63,9 +63,8 @@ impl ManagerCore {
         }
         self.map.servers.push(entry);
         self.map.epoch.0 += 1;
-        let members: Vec<Member> =
-            self.map.servers.iter().map(|entry| Member { server: entry.server, host: entry.host }).collect();
-        self.ring = Ring::new(&members);
+        let servers: Vec<ServerId> = self.map.servers.iter().map(|entry| entry.server).collect();
+        self.ring = Ring::new(&servers);
         Ok(())
     }
 

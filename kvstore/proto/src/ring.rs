@@ -1,33 +1,24 @@
 //! Consistent hashing: which server owns a segment.
-//! Knows servers, hosts and points on a ring; not tables, not addresses. Asked by the manager for each new placement.
+//! Knows servers and points on a ring; not tables, not addresses. Asked by the manager for each new placement.
 //! Source: OSDI'14 §4.3, Figure 7.
 //!
 //! `departure:` the paper gives each server the ranges before its points. Here a segment hashes to a point and goes to
 //! the next virtual node whose server is below its bound, so that sixteen segments spread over two servers as well
 //! as a million do (consistent hashing with bounded loads; Mirrokni, Thorup, Zadimoghaddam, SODA 2018).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::id::ServerId;
 
-/// Points of one server on the ring. 64 keep the shares of ten servers within 1.5 of each other before the bound acts.
-pub const VIRTUAL_NODES: u32 = 64;
-
-/// A server as the ring sees it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Member {
-    /// The server.
-    pub server: ServerId,
-    /// Its host, so that a chain can avoid two members on one.
-    pub host: u64,
-}
+/// Points of one server on the ring.
+const VIRTUAL_NODES: u32 = 64;
 
 /// The ring of virtual nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
     /// Virtual nodes by point; ties are impossible to place twice because the server is part of the key.
-    points: BTreeMap<(u64, ServerId), u64>,
+    points: BTreeSet<(u64, ServerId)>,
     servers: usize,
 }
 
@@ -41,7 +32,7 @@ pub const fn mix(value: u64) -> u64 {
 
 /// The point of a name: stable over versions, because every manager must find the same one.
 #[must_use]
-pub fn point(name: &[u8], index: u64) -> u64 {
+fn point(name: &[u8], index: u64) -> u64 {
     let folded = name.iter().fold(0x9e37_79b9_7f4a_7c15, |state, &byte| mix(state ^ u64::from(byte)));
     mix(folded ^ mix(index.wrapping_add(0x6a09_e667_f3bc_c909)))
 }
@@ -49,20 +40,12 @@ pub fn point(name: &[u8], index: u64) -> u64 {
 impl Ring {
     /// A ring of these servers; O(n · virtual nodes · log).
     #[must_use]
-    pub fn new(members: &[Member]) -> Self {
-        let mut points = BTreeMap::new();
-        for member in members {
-            for node in 0..VIRTUAL_NODES {
-                points.insert(
-                    (
-                        point(b"virtual node", u64::from(member.server.0) << 32 | u64::from(node)),
-                        member.server,
-                    ),
-                    member.host,
-                );
-            }
-        }
-        Self { points, servers: members.len() }
+    pub fn new(servers: &[ServerId]) -> Self {
+        let node_of = |server: ServerId, node: u32| {
+            (point(b"virtual node", u64::from(server.0) << 32 | u64::from(node)), server)
+        };
+        let nodes = |&server: &ServerId| (0..VIRTUAL_NODES).map(move |node| node_of(server, node));
+        Self { points: servers.iter().flat_map(nodes).collect(), servers: servers.len() }
     }
 
     /// Servers in the ring.
@@ -72,18 +55,17 @@ impl Ring {
     }
 
     /// The distinct servers clockwise from `point`.
-    fn clockwise(&self, point: u64) -> impl Iterator<Item = (ServerId, u64)> + '_ {
+    fn clockwise(&self, point: u64) -> impl Iterator<Item = ServerId> + '_ {
         let mut seen = Vec::new();
         let start = (point, ServerId(0));
-        self.points.range(start..).chain(self.points.range(..start)).filter_map(
-            move |(&(_, server), &host)| {
-                if seen.contains(&server) {
-                    return None;
-                }
-                seen.push(server);
-                Some((server, host))
-            },
-        )
+        let nodes = self.points.range(start..).chain(self.points.range(..start));
+        nodes.map(|&(_, server)| server).filter(move |server| {
+            let fresh = !seen.contains(server);
+            if fresh {
+                seen.push(*server);
+            }
+            fresh
+        })
     }
 
     /// Owners of all the segments of a group, in order: each goes clockwise from its point to the first server that
@@ -99,34 +81,11 @@ impl Ring {
         (0..segments)
             .filter_map(|index| {
                 let below = |server: &ServerId| owned.get(server).copied().unwrap_or(0) < bound;
-                let owner =
-                    self.clockwise(point(group, u64::from(index))).map(|(server, _)| server).find(below)?;
+                let owner = self.clockwise(point(group, u64::from(index))).find(below)?;
                 *owned.entry(owner).or_insert(0) += 1;
                 Some(owner)
             })
             .collect()
-    }
-
-    /// The first `k` distinct servers clockwise from `owner`'s segment, on distinct hosts as long as there are any.
-    #[must_use]
-    pub fn chain(&self, group: &[u8], index: u16, owner: ServerId, k: usize) -> Vec<ServerId> {
-        let mut chain: Vec<ServerId> = alloc::vec![owner];
-        let mut hosts: Vec<u64> = Vec::new();
-        let all: Vec<(ServerId, u64)> = self.clockwise(point(group, u64::from(index))).collect();
-        hosts.extend(all.iter().find(|(server, _)| *server == owner).map(|&(_, host)| host));
-        for distinct_hosts in [true, false] {
-            for &(server, host) in &all {
-                if chain.len() >= k {
-                    return chain;
-                }
-                if chain.contains(&server) || (distinct_hosts && hosts.contains(&host)) {
-                    continue;
-                }
-                chain.push(server);
-                hosts.push(host);
-            }
-        }
-        chain
     }
 }
 
@@ -135,9 +94,7 @@ mod tests {
     use super::*;
 
     fn ring(servers: core::ops::Range<u32>) -> Ring {
-        let members: Vec<Member> =
-            servers.map(|s| Member { server: ServerId(s), host: u64::from(s / 2) }).collect();
-        Ring::new(&members)
+        Ring::new(&servers.map(ServerId).collect::<Vec<_>>())
     }
 
     fn shares(owners: &[ServerId]) -> BTreeMap<ServerId, usize> {
@@ -178,20 +135,6 @@ mod tests {
                 moved >= fair / 2 && moved <= 2 * fair,
                 "{moved} of 4096 moved by server {n}; a share is {fair}"
             );
-        }
-    }
-
-    #[test]
-    fn a_chain_names_distinct_servers_and_hosts_while_there_are_any() {
-        let ring = ring(0..6);
-        for index in 0..100 {
-            let owner = ring.owners(b"w", 128)[index as usize];
-            let chain = ring.chain(b"w", index, owner, 3);
-            assert_eq!((chain.len(), chain[0]), (3, owner));
-            let mut hosts: Vec<u32> = chain.iter().map(|s| s.0 / 2).collect();
-            hosts.dedup();
-            assert_eq!(hosts.len(), 3, "{chain:?}");
-            assert_eq!(ring.chain(b"w", index, owner, 9).len(), 6);
         }
     }
 

@@ -40,13 +40,6 @@ pub enum Order {
     },
     /// To all workers: everybody has reached the barrier of this number.
     Barrier(u64),
-    /// To all workers: a notice was posted.
-    Posted {
-        /// Its name.
-        name: String,
-        /// Its content.
-        content: Vec<u8>,
-    },
 }
 
 /// Why a worker cannot join or a notice cannot be posted.
@@ -272,14 +265,8 @@ impl SchedulerCore {
                 max: NOTICE_BYTES_MAX,
             });
         }
-        self.orders.push_back(Order::Posted { name: name.into(), content: content.clone() });
         self.notices.insert(name.into(), content);
         Ok(())
-    }
-
-    /// Takes down the notices whose names do not pass.
-    pub fn take_down(&mut self, keep: impl Fn(&str) -> bool) {
-        self.notices.retain(|name, _| keep(name));
     }
 
     /// Takes lanes from those with the most until a newcomer could have as many as they keep.
@@ -419,7 +406,5 @@ mod tests {
         assert_eq!(scheduler.notice("plan 0"), Some(&[1][..]));
         let large = alloc::vec![0; NOTICE_BYTES_MAX];
         assert!(matches!(scheduler.post("large", large), Err(SchedulerError::NoticeTooLong { .. })));
-        scheduler.take_down(|_| false);
-        assert_eq!(scheduler.notice("plan 0"), None);
     }
 }

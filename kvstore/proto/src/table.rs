@@ -256,16 +256,10 @@ impl TableSpec {
         indices.map(move |index| (SegmentId::new(table, index), self.segment_range(index).intersect(range)))
     }
 
-    /// Bytes of a key's stored value.
+    /// Bytes of a key's stored value, and of what a push carries for it.
     #[must_use]
     pub const fn value_bytes(&self) -> u32 {
         self.width * self.element.bytes()
-    }
-
-    /// Bytes that a push carries per key: as many as are stored, for every update function so far.
-    #[must_use]
-    pub const fn pushed_bytes(&self) -> u32 {
-        self.value_bytes()
     }
 }
 

@@ -134,8 +134,6 @@ pub enum Refusal {
     Shape = 2,
     /// A pull waited as long as its sender allowed.
     Expired = 3,
-    /// More than was granted.
-    OverLimit = 4,
     /// Not one of the above: a newer version's reason.
     Other = 255,
 }
@@ -148,7 +146,6 @@ impl Refusal {
             1 => Self::NoSuchSegment,
             2 => Self::Shape,
             3 => Self::Expired,
-            4 => Self::OverLimit,
             _ => Self::Other,
         }
     }
@@ -327,7 +324,7 @@ fn check(head: &[u8], connection: u64) -> u32 {
 /// Writes a head into `out` and returns its length; constant time but for the extensions.
 ///
 /// # Panics
-/// When `after` has more than [`AFTER_MAX`] entries, which is checked where a task is made.
+/// When `after` has more than [`AFTER_MAX`] entries, which a client's cannot: it names its own last push at most.
 pub fn encode(
     header: &Header,
     extension: &Extension,

@@ -16,7 +16,7 @@ use rangefold_proto::{
 };
 use rangefold_transport::sim::{Config, Endpoint, HostId, Network};
 use rangefold_transport::{Link, Shell};
-use rangefold_workers::driver::{Command as WorkerCommand, Dialed, Dialer, Driver, Notice};
+use rangefold_workers::driver::{Command as WorkerCommand, Dialed, Dialer, Driver};
 
 use super::Coverage;
 use super::chance::Chance;
@@ -262,8 +262,7 @@ impl Cluster {
         let Some(worker) = self.workers.get_mut(&id) else { return Ok(()) };
         let turn = worker.driver.turn(now);
         worker.wake_ns = if turn.progressed { Some(now) } else { turn.deadline };
-        for notice in worker.driver.take_notices() {
-            let Notice::Fenced(lane, incarnation) = notice;
+        for (lane, incarnation) in worker.driver.take_fenced() {
             if worker.programs.get(&lane).is_some_and(|program| program.incarnation == incarnation) {
                 worker.programs.remove(&lane);
             }
@@ -325,7 +324,7 @@ impl Cluster {
                     Some(Step::Push { table, range }) => {
                         let spec = &self.scenario.tables[table];
                         let keys = usize::try_from(range.len()).unwrap_or(0);
-                        let Some(mut memory) = driver.buffer(keys * spec.pushed_bytes() as usize) else {
+                        let Some(mut memory) = driver.buffer(keys * spec.value_bytes() as usize) else {
                             break;
                         };
                         for (index, chunk) in memory.as_mut_bytes().chunks_exact_mut(8).enumerate() {
@@ -504,7 +503,7 @@ impl Cluster {
                     let at = self.now() + self.chance.within(100_000..10_000_000);
                     self.act(at, Act::Stop(worker));
                 }
-                Order::Barrier(_) | Order::Posted { .. } => {}
+                Order::Barrier(_) => {}
             }
         }
     }

@@ -108,7 +108,7 @@ fn test() -> Outcome {
     Stage::cargo(&["test", "--workspace", "--locked"]).run()
 }
 
-/// The files that hold `unsafe`, under Miri.
+/// Those files of the transport that hold `unsafe` and make no system calls, under Miri.
 fn miri() -> Outcome {
     if !stage::succeeds("cargo", &["+nightly", "miri", "--version"]) {
         let help = "rustup toolchain install nightly --component miri,rust-src";

@@ -1,7 +1,5 @@
 //! What only this backend promises: fairness, many peers, adoption at any time, one memory for both sides.
 
-use std::time::Instant;
-
 use super::*;
 use crate::arena::Arena;
 use crate::endpoint::{Batch, Endpoint as _, Event, Events, HEADER_BYTES, Peer, Token};
@@ -146,42 +144,4 @@ fn a_batch_wakes_a_sleeper_once() {
     send(&mut sender, peer, 30);
     assert_eq!(wakes::of_this_thread() - before, 1);
     assert!(matches!(receiver.arm(), crate::Armed::Ready));
-}
-
-/// Two threads that never sleep, one message to and fro. Prints what it took; run with `--release --ignored`.
-#[test]
-#[ignore = "a measurement"]
-fn ping_pong_awake() {
-    let rounds = 1_000_000_u32;
-    let (left, right) = pair(1, 64);
-    let run = move |link, first: bool| {
-        let mut endpoint = Endpoint::new();
-        let peer = endpoint.adopt(link).expect("the first link");
-        let mut events = Events::with_limit(64);
-        let mut batch = Batch::with_capacity(4);
-        let mut arrived = 0;
-        if first {
-            send(&mut endpoint, peer, 1);
-        }
-        while arrived < rounds {
-            endpoint.poll(&mut events);
-            for event in events.drain() {
-                if let Event::Arrived { head, .. } = event {
-                    arrived += 1;
-                    if !(first && arrived == rounds) {
-                        batch.send(peer, Token(0), &head, Body::empty());
-                    }
-                }
-            }
-            let _ = endpoint.post(&mut batch);
-            std::hint::spin_loop();
-        }
-    };
-    let begun = Instant::now();
-    std::thread::scope(|scope| {
-        scope.spawn(|| run(right, false));
-        run(left, true);
-    });
-    let one_way_ns = begun.elapsed().as_nanos() / u128::from(rounds) / 2;
-    println!("memory ping-pong, both awake: {one_way_ns} ns one way, mean of {rounds}");
 }

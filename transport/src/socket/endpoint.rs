@@ -5,26 +5,24 @@
 //! Cost: a poll is one system call that asks for readiness, then for each peer with something one call a 64 KiB or
 //! body; a post is one call for each peer touched. Small bodies are copied once out of the area; large ones are not copied.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-
-use std::{collections::VecDeque, io::IoSlice};
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
 
 use crate::caps::Capabilities;
-use crate::endpoint::{Arrival, Batch, Event, Events, Operation, Peer, Token};
+use crate::endpoint::{Arrival, Batch, Event, Events, Peer};
 use crate::error::{AdoptError, AttachError, Full, LostReason};
 use crate::link::{Kind, Link, Tcp};
 use crate::primitive::DescriptorArc as Arc;
 use crate::region::{Region, SliceMut};
 use crate::stream::{
     ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, PARTS_MAX,
-    Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Staging, reason_of, slot_bits,
+    Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Sender, Staging, reason_of, slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -50,12 +48,8 @@ pub struct Endpoint {
     set: Arc<OwnedFd>,
     waker: Waker,
     peers: Peers<Connection>,
-    /// Completions of operations to peers that are gone.
-    flushed: VecDeque<(Peer, Token, LostReason)>,
     /// Connections that are not read because memory is used up.
     starved: Vec<usize>,
-    /// Slots that the current `post` has put operations for.
-    touched: Vec<usize>,
     staging: Staging,
     arrivals: ArrivalIds,
     lingering: Lingering,
@@ -75,7 +69,6 @@ struct Connection {
     hung_up: bool,
     /// Nothing can be sent any more, though what has come may still be read.
     cut: bool,
-    touched: bool,
     /// Nothing is received any more; what was posted is brought out (closed here) or flushed.
     ended: Option<LostReason>,
     /// A body that was being placed at the end.
@@ -93,6 +86,16 @@ enum Outcome {
     Starved,
     /// All is reported, the loss included.
     Lost(LostReason),
+}
+
+impl Sender for Connection {
+    fn send_queue(&mut self) -> &mut SendQueue {
+        &mut self.send
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
 }
 
 impl Connection {
@@ -205,9 +208,7 @@ impl Endpoint {
             set,
             waker: Waker::with_bell(bell),
             peers: Peers::new(limits.peers_max),
-            flushed: VecDeque::new(),
             starved: Vec::new(),
-            touched: Vec::new(),
             staging: Staging::new(limits.receive_bytes, limits.body_bytes_max),
             arrivals: ArrivalIds::default(),
             lingering: Lingering::default(),
@@ -287,12 +288,13 @@ impl Endpoint {
             }
         }
         match connection.ended {
-            Some(reason) => connection.bury(reason, peer, events, &mut left),
+            Some(reason) => {
+                // It takes nothing any more, so it must not keep others waiting for memory.
+                self.staging.forget(slot);
+                connection.bury(reason, peer, events, &mut left)
+            }
             // What was read may have made room for nothing, but what was written is to be reported.
-            None if connection.send.has_sent() || connection.can_write() => match outcome {
-                Outcome::Starved => Outcome::Starved,
-                _ => Outcome::More,
-            },
+            None if connection.send.has_sent() || connection.can_write() => Outcome::More,
             None => outcome,
         }
     }
@@ -346,7 +348,6 @@ impl crate::endpoint::Endpoint for Endpoint {
             writable: true,
             hung_up: false,
             cut: false,
-            touched: false,
             // Without an entry in the set nothing would be heard of it.
             ended: ready.is_err().then_some(LostReason::Broken),
             interrupted: None,
@@ -357,43 +358,16 @@ impl crate::endpoint::Endpoint for Endpoint {
     }
 
     fn post(&mut self, batch: &mut Batch) -> Result<(), Full> {
-        // Each operation goes round once; those that stay end up in their old order.
-        for _ in 0..batch.operations.len() {
-            let Some(operation) = batch.operations.pop_front() else { break };
-            let Some(slot) = self.peers.slot_of(operation.peer) else {
-                let reason = self.peers.why_lost(operation.peer);
-                self.flushed.push_back((operation.peer, operation.token, reason));
-                continue;
-            };
-            let Some(connection) = self.peers.connection(slot) else { continue };
-            if connection.ended.is_some() {
-                connection.send.push_late(operation.token);
-                continue;
-            }
-            // Nothing is reported meanwhile, so a peer that is full stays full until the end of the batch.
-            if connection.send.is_full() {
-                batch.operations.push_back(operation);
-                continue;
-            }
-            let Operation { token, head, body, .. } = operation;
-            connection.send.push(token, head, body);
-            if !connection.touched {
-                connection.touched = true;
-                self.touched.push(slot);
-            }
-        }
-        for index in 0..self.touched.len() {
-            let slot = self.touched[index];
+        let outcome = self.peers.take(batch);
+        while let Some(slot) = self.peers.next_touched() {
             if let Some(connection) = self.peers.connection(slot) {
-                connection.touched = false;
                 connection.write(&mut self.plan);
                 if connection.send.has_sent() || connection.can_write() || connection.cut {
                     self.peers.enqueue(slot);
                 }
             }
         }
-        self.touched.clear();
-        if batch.operations.is_empty() { Ok(()) } else { Err(Full) }
+        outcome
     }
 
     fn poll(&mut self, events: &mut Events) {
@@ -402,11 +376,7 @@ impl crate::endpoint::Endpoint for Endpoint {
         for slot in self.starved.drain(..) {
             self.peers.enqueue(slot);
         }
-        while events.room() > 0
-            && let Some((peer, token, reason)) = self.flushed.pop_front()
-        {
-            events.list.push(Event::Sent { peer, token, outcome: Err(reason) });
-        }
+        self.peers.report_flushed(events);
         // Each peer once: what is left of a turn waits for the next poll.
         for _ in 0..self.peers.ready_len() {
             if events.room() == 0 {
@@ -436,7 +406,7 @@ impl crate::endpoint::Endpoint for Endpoint {
         // The turn that follows asks the set, and so does the one after a sleep.
         self.unasked = ASK_EVERY;
         // Edges that have come since are found by the turn that follows, or end the sleep at once.
-        if self.peers.ready_len() > 0 || !self.flushed.is_empty() {
+        if self.peers.has_work() {
             return Armed::Ready;
         }
         let at_most_ns = (!self.starved.is_empty()).then_some(MEMORY_SLEEP_NS);

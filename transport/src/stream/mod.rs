@@ -16,7 +16,7 @@ mod tests;
 
 pub(crate) use linger::Lingering;
 pub(crate) use parse::HeadParser;
-pub(crate) use peers::{ArrivalIds, Peers, slot_bits};
+pub(crate) use peers::{ArrivalIds, Peers, Sender, slot_bits};
 pub(crate) use receive::{Next, Receiver};
 pub(crate) use send::{PARTS_MAX, Plan, SendQueue};
 pub(crate) use staging::{Staged, Staging};
@@ -50,7 +50,7 @@ pub struct Limits {
     /// Operations posted and not reported, per peer.
     pub operations_per_peer_max: u32,
     /// Memory for bodies that have arrived or are arriving. When it is used up, connections that need more are not
-    /// read until bodies are dropped. Never less than one longest body and 4 MiB for small ones; mapped when
+    /// read until bodies are dropped. Never less than one longest body and 8 MiB for small ones; mapped when
     /// the endpoint is made, resident when used.
     pub receive_bytes: usize,
 }

@@ -1,10 +1,11 @@
-//! The peers of one endpoint: slots with generations, and who is to be looked at next.
-//! Knows numbers; does not know what a connection is. Called by the endpoints of `socket` and `uring`.
+//! The peers of one endpoint: slots with generations, what was posted for whom, and who is to be looked at next.
+//! Knows numbers and send queues; not what else a connection is. Called by the endpoints of `socket` and `uring`.
 
 use std::collections::VecDeque;
 
-use crate::endpoint::{Arrival, Peer};
-use crate::error::LostReason;
+use super::SendQueue;
+use crate::endpoint::{Arrival, Batch, Event, Events, Operation, Peer, Token};
+use crate::error::{Full, LostReason};
 
 /// A `Peer` is a slot and, above it, how often that slot was used before.
 const SLOT_BITS: u32 = 16;
@@ -19,11 +20,24 @@ pub(crate) struct Peers<C> {
     limit: u32,
     /// Slots to look at, each at most once (`Slot::queued`), in turn.
     ready: VecDeque<usize>,
+    /// Slots that the current post has put operations for, each once (`Slot::touched`).
+    touched: VecDeque<usize>,
+    /// Completions of operations to peers that are gone.
+    flushed: VecDeque<(Peer, Token, LostReason)>,
+}
+
+/// What a post must know of a connection.
+pub(crate) trait Sender {
+    /// What is to be sent.
+    fn send_queue(&mut self) -> &mut SendQueue;
+    /// Whether nothing that is posted from now on will be sent.
+    fn has_ended(&self) -> bool;
 }
 
 struct Slot<C> {
     generation: u64,
     queued: bool,
+    touched: bool,
     connection: Option<C>,
     /// Why the last one here was lost.
     lost: Option<LostReason>,
@@ -31,7 +45,14 @@ struct Slot<C> {
 
 impl<C> Peers<C> {
     pub(crate) fn new(limit: u32) -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), limit: limit.min(SLOTS_MAX), ready: VecDeque::new() }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            limit: limit.min(SLOTS_MAX),
+            ready: VecDeque::new(),
+            touched: VecDeque::new(),
+            flushed: VecDeque::new(),
+        }
     }
 
     pub(crate) fn limit(&self) -> u32 {
@@ -57,7 +78,8 @@ impl<C> Peers<C> {
     pub(crate) fn insert(&mut self, connection: C) -> Option<usize> {
         let slot = self.next_slot()?;
         if self.free.pop().is_none() {
-            self.slots.push(Slot { generation: 0, queued: false, connection: None, lost: None });
+            let fresh = Slot { generation: 0, queued: false, touched: false, connection: None, lost: None };
+            self.slots.push(fresh);
         }
         self.slots[slot].connection = Some(connection);
         Some(slot)
@@ -75,7 +97,7 @@ impl<C> Peers<C> {
     }
 
     /// Why a peer that is gone was lost. Of each slot only the last loss is remembered.
-    pub(crate) fn why_lost(&self, peer: Peer) -> LostReason {
+    fn why_lost(&self, peer: Peer) -> LostReason {
         let slot = self.slots.get(slot_bits(peer.0));
         let last = slot.filter(|slot| slot.generation == (peer.0 >> SLOT_BITS) + 1);
         last.and_then(|slot| slot.lost).unwrap_or(LostReason::Broken)
@@ -138,6 +160,62 @@ impl<C> Peers<C> {
 
     pub(crate) fn ready_len(&self) -> usize {
         self.ready.len()
+    }
+
+    /// Whether a poll has something to do, whatever the system says.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.ready.is_empty() || !self.flushed.is_empty()
+    }
+
+    /// The next peer that the post has put operations for.
+    pub(crate) fn next_touched(&mut self) -> Option<usize> {
+        let slot = self.touched.pop_front()?;
+        self.slots[slot].touched = false;
+        Some(slot)
+    }
+
+    /// Reports what was posted to peers that were gone.
+    pub(crate) fn report_flushed(&mut self, events: &mut Events) {
+        while events.room() > 0
+            && let Some((peer, token, reason)) = self.flushed.pop_front()
+        {
+            events.list.push(Event::Sent { peer, token, outcome: Err(reason) });
+        }
+    }
+}
+
+impl<C: Sender> Peers<C> {
+    /// Moves a batch into the queues of its peers; what a full peer has no room for stays. [`Self::next_touched`] names those
+    /// that got something.
+    pub(crate) fn take(&mut self, batch: &mut Batch) -> Result<(), Full> {
+        // Each operation goes round once; those that stay end up in their old order.
+        for _ in 0..batch.operations.len() {
+            let Some(operation) = batch.operations.pop_front() else { break };
+            let Some(slot) = self.slot_of(operation.peer) else {
+                let reason = self.why_lost(operation.peer);
+                self.flushed.push_back((operation.peer, operation.token, reason));
+                continue;
+            };
+            let Some(connection) = self.connection(slot) else { continue };
+            let ended = connection.has_ended();
+            let queue = connection.send_queue();
+            if ended {
+                queue.push_late(operation.token);
+                continue;
+            }
+            // Nothing is reported meanwhile, so a peer that is full stays full until the end of the batch.
+            if queue.is_full() {
+                batch.operations.push_back(operation);
+                continue;
+            }
+            let Operation { token, head, body, .. } = operation;
+            queue.push(token, head, body);
+            if !self.slots[slot].touched {
+                self.slots[slot].touched = true;
+                self.touched.push_back(slot);
+            }
+        }
+        if batch.operations.is_empty() { Ok(()) } else { Err(Full) }
     }
 }
 

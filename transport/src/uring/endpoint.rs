@@ -6,7 +6,6 @@
 //! completion and an entry for each send, a completion for each 64 KiB received.
 #![allow(unsafe_code, reason = "entries name memory that must stay until they complete: style.md §7")]
 
-use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -23,14 +22,14 @@ use super::message::Message;
 use super::ring::{Ring, Why};
 use crate::arena::Arena;
 use crate::caps::Capabilities;
-use crate::endpoint::{Arrival, Batch, Event, Events, Operation, Peer, Token};
+use crate::endpoint::{Arrival, Batch, Event, Events, Peer};
 use crate::error::{AdoptError, AttachError, Full, LostReason, Violation};
 use crate::link::{Kind, Link, Tcp};
 use crate::primitive::DescriptorArc as Arc;
 use crate::region::{Region, SliceMut};
 use crate::stream::{
     ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, Peers, Plan,
-    QUOTA, Receiver, SendQueue, Staging, reason_of, slot_bits,
+    QUOTA, Receiver, SendQueue, Sender, Staging, reason_of, slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -80,13 +79,8 @@ pub struct Endpoint {
     bell: Arc<OwnedFd>,
     waker: Waker,
     peers: Peers<Connection>,
-    /// Completions of operations to peers that are gone.
-    flushed: VecDeque<(Peer, Token, LostReason)>,
-    /// Connections that wait for memory, and those that wait for buffers.
+    /// Connections that wait for memory or buffers.
     starved: Vec<usize>,
-    dry: Vec<usize>,
-    /// Slots that the current `post` has put operations for.
-    touched: Vec<usize>,
     staging: Staging,
     /// For what was received of a connection that cannot go on, so that it does not hold buffers; as much as they are.
     overflow: Arena,
@@ -111,7 +105,6 @@ struct Connection {
     read_to: Option<End>,
     /// Nothing can be sent any more.
     cut: bool,
-    touched: bool,
     /// Nothing is received any more; what was posted is brought out (closed here) or flushed.
     ended: Option<LostReason>,
 }
@@ -147,10 +140,8 @@ enum Outcome {
     Idle,
     /// There may be more; it is another's turn.
     More,
-    /// Memory is missing.
+    /// Memory or buffers are missing.
     Starved,
-    /// Buffers are missing.
-    Dry,
     /// All is reported, the loss included.
     Lost(LostReason),
 }
@@ -178,6 +169,16 @@ impl Receive {
     }
 }
 
+impl Sender for Connection {
+    fn send_queue(&mut self) -> &mut SendQueue {
+        &mut self.send
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+}
+
 impl Connection {
     fn fd(&self) -> Fd {
         Fd(self.stream.as_raw_fd())
@@ -200,7 +201,7 @@ impl Connection {
             Receive::Shared(frames) => {
                 // No buffers: a body in the middle goes on without, so that it lets go of those it holds.
                 frames.spill(slot, staging);
-                let Some(room) = frames.direct() else { return Outcome::Dry };
+                let Some(room) = frames.direct() else { return Outcome::Starved };
                 (room, &mut [])
             }
         };
@@ -348,10 +349,7 @@ impl Endpoint {
             waker: Waker::with_bell(Arc::clone(&bell)),
             bell,
             peers: Peers::new(limits.peers_max),
-            flushed: VecDeque::new(),
             starved: Vec::new(),
-            dry: Vec::new(),
-            touched: Vec::new(),
             staging: Staging::new(limits.receive_bytes, limits.body_bytes_max),
             overflow,
             arrivals: ArrivalIds::default(),
@@ -452,9 +450,11 @@ impl Endpoint {
             Some(reason) => {
                 // Again, if there was no room in the ring for the first.
                 connection.disarm(slot, &mut self.ring);
+                // It takes nothing any more, so it must not keep others waiting for memory.
+                self.staging.forget(slot);
                 connection.bury(reason, peer, events, &mut left)
             }
-            None if connection.send.has_sent() && matches!(outcome, Outcome::Idle) => Outcome::More,
+            None if connection.send.has_sent() => Outcome::More,
             None => outcome,
         }
     }
@@ -534,7 +534,6 @@ impl crate::endpoint::Endpoint for Endpoint {
             sending: Message::new(),
             read_to: None,
             cut: false,
-            touched: false,
             ended: blocking.is_err().then_some(LostReason::Broken),
         };
         let full = AdoptError::TooManyPeers { limit: self.peers.limit() };
@@ -545,35 +544,9 @@ impl crate::endpoint::Endpoint for Endpoint {
 
     fn post(&mut self, batch: &mut Batch) -> Result<(), Full> {
         self.begin();
-        // Each operation goes round once; those that stay end up in their old order.
-        for _ in 0..batch.operations.len() {
-            let Some(operation) = batch.operations.pop_front() else { break };
-            let Some(slot) = self.peers.slot_of(operation.peer) else {
-                let reason = self.peers.why_lost(operation.peer);
-                self.flushed.push_back((operation.peer, operation.token, reason));
-                continue;
-            };
-            let Some(connection) = self.peers.connection(slot) else { continue };
-            if connection.ended.is_some() {
-                connection.send.push_late(operation.token);
-                continue;
-            }
-            // Nothing is reported meanwhile, so a peer that is full stays full until the end of the batch.
-            if connection.send.is_full() {
-                batch.operations.push_back(operation);
-                continue;
-            }
-            let Operation { token, head, body, .. } = operation;
-            connection.send.push(token, head, body);
-            if !connection.touched {
-                connection.touched = true;
-                self.touched.push(slot);
-            }
-        }
-        for index in 0..self.touched.len() {
-            let slot = self.touched[index];
+        let outcome = self.peers.take(batch);
+        while let Some(slot) = self.peers.next_touched() {
             if let Some(connection) = self.peers.connection(slot) {
-                connection.touched = false;
                 connection.send(slot, &mut self.ring);
                 if !connection.in_flight {
                     // No room in the ring, or nothing can be sent: the next visit finds out.
@@ -581,9 +554,8 @@ impl crate::endpoint::Endpoint for Endpoint {
                 }
             }
         }
-        self.touched.clear();
         self.ring.submit();
-        if batch.operations.is_empty() { Ok(()) } else { Err(Full) }
+        outcome
     }
 
     fn poll(&mut self, events: &mut Events) {
@@ -592,18 +564,11 @@ impl crate::endpoint::Endpoint for Endpoint {
         self.collect();
         self.buffers.refill();
         self.lingering.poll();
+        // A body that holds buffers may find memory of its own, so all are visited even if no buffer came back.
         for slot in self.starved.drain(..) {
             self.peers.enqueue(slot);
         }
-        // A body that holds buffers may find memory of its own, so these are visited even if no buffer came back.
-        for slot in self.dry.drain(..) {
-            self.peers.enqueue(slot);
-        }
-        while events.room() > 0
-            && let Some((peer, token, reason)) = self.flushed.pop_front()
-        {
-            events.list.push(Event::Sent { peer, token, outcome: Err(reason) });
-        }
+        self.peers.report_flushed(events);
         // Each peer once: what is left of a turn waits for the next poll.
         for _ in 0..self.peers.ready_len() {
             if events.room() == 0 {
@@ -614,7 +579,6 @@ impl crate::endpoint::Endpoint for Endpoint {
                 Outcome::Idle => {}
                 Outcome::More => self.peers.enqueue(slot),
                 Outcome::Starved => self.starved.push(slot),
-                Outcome::Dry => self.dry.push(slot),
                 Outcome::Lost(reason) => self.forget(slot, reason),
             }
         }
@@ -635,11 +599,10 @@ impl crate::endpoint::Endpoint for Endpoint {
         self.begin();
         self.waker.arm();
         // Completions that have come since are found by the turn that follows, or end the sleep at once.
-        if self.peers.ready_len() > 0 || !self.flushed.is_empty() || !self.ring.is_idle() {
+        if self.peers.has_work() || !self.ring.is_idle() {
             return Armed::Ready;
         }
-        let waits = !self.starved.is_empty() || !self.dry.is_empty();
-        let at_most_ns = waits.then_some(MEMORY_SLEEP_NS);
+        let at_most_ns = (!self.starved.is_empty()).then_some(MEMORY_SLEEP_NS);
         Armed::Sleep(Sleep::Ring { ring: self.ring.sleeping(), at_most_ns })
     }
 

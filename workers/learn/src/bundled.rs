@@ -14,6 +14,9 @@ use crate::mapping::{Mapping, MappingError};
 const ADULT_TRAIN: &[u8] = include_bytes!("../data/adult.train.svm.gz");
 const ADULT_TEST: &[u8] = include_bytes!("../data/adult.test.svm.gz");
 
+/// The smallest objective on the training rows for lambda 10, certified to 1.5e-6 by an independent solver (celer).
+pub const ADULT_OPTIMUM: f64 = 13_545.570_474_2;
+
 /// The training rows of Adult: 39 099 rows, 122 features, 2.9 MB of libsvm text.
 ///
 /// Cost: about 20 ms to decompress, into an anonymous memory file that goes away with the mapping.

@@ -25,8 +25,7 @@ pub fn dual_scale(gradient: &[f64], lambda: f64) -> f64 {
 }
 
 /// The largest absolute value of a gradient; 0 if it is empty.
-#[must_use]
-pub fn gradient_max(gradient: &[f64]) -> f64 {
+fn gradient_max(gradient: &[f64]) -> f64 {
     gradient.iter().fold(0.0, |largest, value| value.abs().max(largest))
 }
 
@@ -45,24 +44,15 @@ pub struct Certificate {
     pub bound: f64,
     /// `(objective - bound) / objective`, 0 or more: `F(w) <= F* / (1 - gap)`. Infinite if nothing is proved.
     pub gap: f64,
-    /// Largest absolute value of the loss's gradient; `lambda` at the optimum, unless all weights are 0.
-    pub gradient_max: f64,
     /// Weights that are not 0, the constant's included.
     pub nonzeros: usize,
 }
 
 impl Certificate {
     /// Puts a certificate together from sums over all lanes. `bound_before` is the last certificate's bound,
-    /// negative infinity at first. Cost: one pass over weights and gradient.
+    /// negative infinity at first. Cost: two passes over the weights.
     #[must_use]
-    pub fn new(
-        weights: &[f64],
-        gradient: &[f64],
-        loss: f64,
-        dual: f64,
-        lambda: f64,
-        bound_before: f64,
-    ) -> Self {
+    pub fn new(weights: &[f64], loss: f64, dual: f64, lambda: f64, bound_before: f64) -> Self {
         let objective = loss + lambda * norm_l1(weights);
         // No dual value exceeds any objective. One that does, or is not a number, comes from a broken sum.
         let objective_max = objective * (1.0 + ROUNDING);
@@ -73,7 +63,7 @@ impl Certificate {
             f64::INFINITY
         };
         let nonzeros = weights.iter().filter(|&&weight| weight != 0.0).count();
-        Self { objective, bound, gap, gradient_max: gradient_max(gradient), nonzeros }
+        Self { objective, bound, gap, nonzeros }
     }
 }
 
@@ -105,21 +95,21 @@ mod tests {
 
     #[test]
     fn the_best_bound_is_kept() {
-        let certificate = Certificate::new(&[1.0, 0.0, -2.0], &[0.0; 3], 10.0, 11.0, 2.0, 12.0);
+        let certificate = Certificate::new(&[1.0, 0.0, -2.0], 10.0, 11.0, 2.0, 12.0);
         assert_eq!((certificate.objective, certificate.bound, certificate.nonzeros), (16.0, 12.0, 2));
         assert_eq!(certificate.gap, 0.25);
-        assert_eq!(Certificate::new(&[], &[], 0.0, 0.0, 1.0, f64::NEG_INFINITY).gap, 0.0);
+        assert_eq!(Certificate::new(&[], 0.0, 0.0, 1.0, f64::NEG_INFINITY).gap, 0.0);
     }
 
     #[test]
     fn broken_sums_prove_nothing() {
-        let gap = |loss, dual| Certificate::new(&[1.0], &[0.0], loss, dual, 2.0, f64::NEG_INFINITY).gap;
+        let gap = |loss, dual| Certificate::new(&[1.0], loss, dual, 2.0, f64::NEG_INFINITY).gap;
         assert_eq!(gap(f64::NAN, 1.0), f64::INFINITY);
         assert_eq!(gap(f64::INFINITY, 1.0), f64::INFINITY);
         assert_eq!(gap(8.0, f64::NAN), f64::INFINITY);
         assert_eq!(gap(8.0, 11.0), f64::INFINITY);
         assert_eq!(gap(8.0, 10.0), 0.0);
-        let kept = Certificate::new(&[1.0], &[0.0], 8.0, f64::INFINITY, 2.0, 5.0);
+        let kept = Certificate::new(&[1.0], 8.0, f64::INFINITY, 2.0, 5.0);
         assert_eq!((kept.bound, kept.gap), (5.0, 0.5));
     }
 }

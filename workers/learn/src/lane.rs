@@ -92,12 +92,6 @@ impl Lane {
         lane
     }
 
-    /// Number of rows.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows.len()
-    }
-
     /// Length of the weights that the lane is for: the file's features and the constant.
     #[must_use]
     pub fn weights_len(&self) -> usize {
@@ -325,7 +319,7 @@ impl Lane {
         row.curvature = curvature;
     }
 
-    /// Brings reaches to the window of a round: by one step if the last call was for the round before, else anew.
+    /// Brings reaches to the window of a round: by the difference if the windows overlap, else anew.
     fn slide_window(&mut self, epoch: &Epoch, round: usize) {
         let target = epoch.window(round);
         let (number, current) = self.window.clone();
@@ -406,7 +400,7 @@ mod tests {
     }
 
     fn some_weights(seed: u64) -> Vec<f64> {
-        let mut random = crate::plan::Random::new(seed, 0);
+        let mut random = crate::random::Random::new(seed, 0);
         (0..WEIGHTS).map(|_| random.below(2001) as f64 / 1000.0 - 1.0).collect()
     }
 
@@ -419,7 +413,7 @@ mod tests {
 
     /// The textbook's gradient, row by row in doubles.
     fn naive(lane: &Lane, weights: &[f64]) -> (f64, Vec<f64>) {
-        let mut margins = vec![weights[FEATURES]; lane.rows()];
+        let mut margins = vec![weights[FEATURES]; lane.rows.len()];
         for (feature, weight) in weights[..FEATURES].iter().enumerate() {
             let (rows, values) = lane.columns.column(feature);
             for (&row, value) in rows.iter().zip(values) {
@@ -435,7 +429,7 @@ mod tests {
                 rows.iter().zip(values).map(|(&row, value)| slope(row as usize) * value).sum()
             })
             .collect();
-        gradient.push((0..lane.rows()).map(slope).sum());
+        gradient.push((0..lane.rows.len()).map(slope).sum());
         (loss, gradient)
     }
 

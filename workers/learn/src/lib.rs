@@ -1,6 +1,6 @@
 //! Knows: sparse L1 logistic regression as arithmetic over lanes of rows and a table of weights.
 //! Knows not: sockets, servers, threads, clocks; nothing but [`mod@train`] waits or sends.
-//! Called by: workers (lanes), servers (the key-local steps of [`proximal`]), the program that trains (plans).
+//! Called by: workers (lanes), the program that trains (plans).
 //! Paper: OSDI'14 §5.1, Algorithm 3, delayed block proximal gradient.
 //!
 //! Minimised is `F(w) = sum_i ln(1 + exp(-y_i <w, x_i>)) + lambda * |w|_1`, sums not means, where every row has one
@@ -14,7 +14,7 @@
 //! 2. *Jump*: weights move on along the line from the last certificate's weights, by the factor that the losses
 //!    showed to be best ([`proximal::jump`]).
 //! 3. *Rounds*: each names a block of active features; every lane pushes a gradient and a curvature per feature, the
-//!    server adds them in the order of the lanes and takes a proximal step per key ([`proximal::proximal_step`]),
+//!    server adds them in the order of the lanes and takes a proximal step per key (as [`proximal::proximal_step`]),
 //!    workers pull the block's weights.
 //!
 //! # Map
@@ -31,6 +31,7 @@
 //! | [`replica`] | a worker's copy of the weights and its lanes, moved together |
 //! | [`proximal`] | what a server does to one key |
 //! | [`plan`] | epochs: active blocks, order, delay, jump, stop |
+//! | [`random`] | numbers that are the same in every version |
 //! | [`certificate`] | scale of the dual point, objective, bound, gap |
 //! | [`metrics`] | scores of a model on a file; area under the curve, accuracy |
 //! | [`bundled`] | the Adult data inside the binary |
@@ -56,6 +57,7 @@ pub mod metrics;
 pub mod part;
 pub mod plan;
 pub mod proximal;
+pub mod random;
 pub mod reference;
 pub mod replica;
 pub mod train;

@@ -24,13 +24,8 @@ pub fn loss(z: f64) -> f64 {
     (-z).max(0.0) + ln_of_positive(1.0 + exp_of_negative(-z.abs()))
 }
 
-/// `1 / (1 + e^z)`, the probability given to the wrong label: the loss falls by this per unit of margin.
-#[must_use]
-pub fn wrong_probability(z: f64) -> f64 {
-    slope_and_curvature(z).0
-}
-
-/// The two together, for one exponential: [`wrong_probability`], and the curvature `c(z)` described above.
+/// The probability given to the wrong label, `1 / (1 + e^z)`, by which the loss falls per unit of margin; and the curvature
+/// `c(z)` described above. One exponential for both.
 #[must_use]
 #[inline]
 pub fn slope_and_curvature(z: f64) -> (f64, f64) {
@@ -51,6 +46,10 @@ pub fn entropy(a: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn wrong_probability(z: f64) -> f64 {
+        slope_and_curvature(z).0
+    }
 
     fn margins() -> impl Iterator<Item = f64> {
         (-400..=400).map(|step| f64::from(step) * 0.1)

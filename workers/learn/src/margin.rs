@@ -7,8 +7,8 @@
 //! and has no order, so the margin is a function of the weights alone: a worker that followed a million updates and
 //! one that has just read the weights hold the same bits. A sum of doubles would drift apart in its last bits.
 //!
-//! Range: a product may reach `2^62 / (n + 1)` units, `n` the pairs of the longest row, which keeps every sum within
-//! 63 bits: with 1,000 pairs a row, products up to 4,190 each. What lies beyond is an error at the door
+//! Range: a product may reach `2^62 / (n + 2)` units, `n` the pairs of the longest row, which keeps every sum within
+//! 63 bits: with 1,000 pairs a row, products up to 4,185 each. What lies beyond is an error at the door
 //! ([`MarginRange::check`]), before anything is added; so sums never overflow, and nothing saturates in silence.
 //! Error: at most `(n + 1) * 2^-41` per margin.
 

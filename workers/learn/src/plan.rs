@@ -21,7 +21,8 @@
 use std::ops::Range;
 
 use crate::certificate::{Certificate, norm_l1};
-use crate::proximal::{Step, line};
+use crate::proximal::{Step, jump};
+use crate::random::Random;
 
 /// Factors that a jump may have; certificates compute the losses for each. 0 is always among the choices.
 pub const FACTORS: [f64; 8] = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
@@ -32,7 +33,8 @@ pub const LOSSES: usize = 1 + FACTORS.len();
 const SWEEPS: usize = 3;
 /// Blocks of an epoch at least: below 16 the features of a block hinder each other.
 const BLOCKS_MIN: usize = 16;
-/// Blocks for each round that may be on its way, so that the features in flight are half of them at most.
+/// Blocks for each round that may be on its way. An epoch's delay is a third of its blocks at most, so of a delay of 8 and more
+/// about two thirds are used.
 const BLOCKS_PER_DELAY: usize = 2;
 /// A zero weight becomes active from this share of lambda on; 1 is where it must move.
 const ACTIVE_FROM: f64 = 0.95;
@@ -105,7 +107,7 @@ impl Settings {
     }
 }
 
-/// All that a plan knows of the past: a few numbers, to be sent along to a node that joins late.
+/// All that a plan knows of the past: a few numbers, equal at every worker.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
     /// Epochs planned.
@@ -185,16 +187,6 @@ impl Block {
             dense[start..start + width].copy_from_slice(values);
         }
     }
-
-    /// Picks the active features' values (`compact: [n]`) out of a pull of the range (`dense: [range]`).
-    ///
-    /// # Panics
-    /// A length is wrong.
-    pub fn gather(&self, dense: &[f64], compact: &mut Vec<f64>) {
-        assert_eq!(dense.len(), self.range.len(), "one value per key of the range");
-        compact.clear();
-        compact.extend(self.features.iter().map(|&feature| dense[(feature - self.range.start) as usize]));
-    }
 }
 
 /// What is done until the next certificate.
@@ -227,7 +219,7 @@ impl Epoch {
     /// The rounds whose steps may still be unseen by each other when `round` is computed, itself included.
     #[must_use]
     pub fn window(&self, round: usize) -> Range<usize> {
-        round.saturating_sub(self.delay)..round + 1
+        self.rounds_needed(round)..round + 1
     }
 
     /// Rounds whose weights must have arrived before `round` is computed: all below this number.
@@ -270,7 +262,7 @@ pub fn decide(
     let Evidence { weights, anchors, gradient, losses, dual } = *evidence;
     let lengths = [weights.len(), anchors.len(), gradient.len()];
     assert_eq!(lengths, [settings.weights_len; 3], "weights, anchors and gradient of the settings' length");
-    let certificate = Certificate::new(weights, gradient, losses[0], dual, settings.lambda, progress.bound);
+    let certificate = Certificate::new(weights, losses[0], dual, settings.lambda, progress.bound);
     progress.bound = certificate.bound;
     progress.passes += 1.0;
     progress.rounds += CERTIFICATE_ROUNDS;
@@ -326,7 +318,7 @@ fn best_factor(lambda: f64, weights: &[f64], anchors: &[f64], losses: &[f64; LOS
         let norm = weights
             .iter()
             .zip(anchors)
-            .fold(0.0, |sum, (&weight, &anchor)| sum + (weight + factor * line(weight, anchor)).abs());
+            .fold(0.0, |sum, (&weight, &anchor)| sum + jump(weight, anchor, factor).abs());
         let objective = loss + lambda * norm;
         if objective < best.1 {
             best = (factor, objective);
@@ -383,36 +375,6 @@ fn order_of(block_count: usize, seed: u64, epoch: u64) -> Vec<u32> {
     order
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): one 64-bit counter, one mixing function. Written here because a plan must be the
-/// same in every version of every library.
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
-impl Random {
-    /// A stream of its own for each pair of seed and number.
-    #[must_use]
-    pub fn new(seed: u64, stream: u64) -> Self {
-        let mut mixed = Self(seed);
-        let start = mixed.next_u64();
-        Self(start ^ stream.wrapping_mul(0xd134_2543_de82_ef95))
-    }
-
-    /// The next 64 bits.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `bound`, 0 if that is 0. The bias is below `bound / 2^64`.
-    #[allow(clippy::cast_possible_truncation, reason = "the upper half of the product is below `bound`")]
-    pub fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next_u64()) * bound as u128) >> 64) as usize
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,13 +397,6 @@ mod tests {
             (_, Decision::Run(epoch)) => epoch,
             (certificate, Decision::Stop(reason)) => panic!("stopped for {reason:?} at {certificate:?}"),
         }
-    }
-
-    #[test]
-    fn splitmix_gives_the_published_numbers() {
-        let mut random = Random(1_234_567);
-        assert_eq!(random.next_u64(), 6_457_827_717_110_365_317);
-        assert_eq!(random.next_u64(), 3_203_168_211_198_807_973);
     }
 
     proptest! {
@@ -532,13 +487,10 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_spread_and_gathered() {
+    fn ranges_are_spread() {
         let block = Block { range: 3..8, features: vec![3, 5, 7] };
         let mut dense = [9.0; 10];
         block.spread(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, &mut dense);
         assert_eq!(dense, [1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0, 5.0, 6.0]);
-        let mut compact = Vec::new();
-        block.gather(&[1.0, 0.0, 2.0, 0.0, 3.0], &mut compact);
-        assert_eq!(compact, [1.0, 2.0, 3.0]);
     }
 }

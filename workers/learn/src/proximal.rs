@@ -1,9 +1,9 @@
 //! Knows: what a server does to one key: the proximal step, and the jump along the last epoch's line.
 //! Knows not: rows, other keys, how sums were formed.
-//! Called by: servers, when a round's contributions are summed; `reference`; workers, for the jump.
+//! Called by: workers, for the jump and its line; `reference`, for both. Servers run a copy of their own (`store/apply.rs` of
+//! kvstore, which this crate may not import); `tests/tests/proximal.rs` holds the two to the same bits.
 //! Paper: OSDI'14 §5.1, Algorithm 3, the server's lines.
 //!
-//! Nothing here depends on anything but its arguments, and nothing is imported: it may move to the store.
 //! State per key: the weight, and the *anchor*, which is the weight at the last certificate.
 
 /// Values that lanes push per key: gradient, curvature.
@@ -38,18 +38,6 @@ pub fn proximal_step(weight: f64, gradient: f64, curvature: f64, step: Step) -> 
         0.0
     };
     if moved.is_finite() && target.is_finite() { moved } else { weight }
-}
-
-/// The step for a run of keys: `weights: [n]`, `sums: [n * 2]`, gradient and curvature in turn.
-///
-/// # Panics
-/// The lengths disagree.
-pub fn proximal_steps(weights: &mut [f64], sums: &[f64], step: Step) {
-    assert_eq!(sums.len(), weights.len() * CONTRIBUTION_WIDTH, "two sums per weight");
-    let (pairs, _) = sums.as_chunks::<CONTRIBUTION_WIDTH>();
-    for (weight, &[gradient, curvature]) in weights.iter_mut().zip(pairs) {
-        *weight = proximal_step(*weight, gradient, curvature, step);
-    }
 }
 
 /// Moves a weight on along the line from its anchor by `factor` times their distance.

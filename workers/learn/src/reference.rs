@@ -8,8 +8,9 @@
 use crate::certificate::{Certificate, dual_scale};
 use crate::lane::Lane;
 use crate::margin::MarginRangeError;
-use crate::plan::{Decision, Epoch, LOSSES, Progress, Random, Reason, Settings, decide};
+use crate::plan::{Decision, Epoch, LOSSES, Progress, Reason, Settings, decide};
 use crate::proximal::{CONTRIBUTION_WIDTH, jumps, proximal_step};
+use crate::random::Random;
 use crate::replica::Replica;
 
 /// How much of the allowed delay is used.

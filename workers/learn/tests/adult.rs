@@ -1,14 +1,11 @@
 //! The bundled Adult data against their known optimum, for every delay and several layouts.
 
-use rangefold_learn::bundled;
+use rangefold_learn::bundled::{self, ADULT_OPTIMUM as OPTIMUM};
 use rangefold_learn::lane::Lane;
 use rangefold_learn::metrics::score;
 use rangefold_learn::part::{Part, survey};
 use rangefold_learn::plan::{Reason, Settings};
 use rangefold_learn::reference::{Outcome, Staleness, train};
-
-/// The smallest objective for lambda 10, certified to 1.5e-6 by an independent solver (celer).
-const OPTIMUM: f64 = 13_545.570_474_2;
 
 fn lanes(count: usize) -> (usize, Vec<Lane>) {
     let mapping = bundled::adult_train().unwrap();

@@ -162,21 +162,21 @@ impl<P: Clone> ClientCore<P> {
         flow.next_round()?;
         let pending = flow.unacknowledged.get(flow.next)?;
         let spec = self.map.tables.get(&segment.table())?;
-        let keys = u64::from((self.limits.frame_bytes_max / spec.pushed_bytes()).max(1));
+        let keys = u64::from((self.limits.frame_bytes_max / spec.value_bytes()).max(1));
         let start = flow.next_key.unwrap_or(pending.values.start);
-        Some((pending.values.end - start).min(keys) * u64::from(spec.pushed_bytes()))
+        Some((pending.values.end - start).min(keys) * u64::from(spec.value_bytes()))
     }
 
     //= protocol.md P2
     /// The flow's next frame: the next of its values, as much as a frame holds. Its tiles cut the whole segment.
     pub(super) fn next_frame(&mut self, lane: Lane, segment: SegmentId) -> Option<Frame<P>> {
         let bytes = self.next_frame_bytes(lane, segment)?;
-        let pushed_bytes = self.map.tables.get(&segment.table())?.pushed_bytes();
+        let value_bytes = self.map.tables.get(&segment.table())?.value_bytes();
         let assignment = self.map.rows.get(&segment)?.assignment;
         let flow = self.flows.get_mut(&(lane, segment))?;
         let pending = flow.unacknowledged.get(flow.next)?;
         let start = flow.next_key.unwrap_or(pending.values.start);
-        let range = KeyRange::new(start, start + bytes / u64::from(pushed_bytes));
+        let range = KeyRange::new(start, start + bytes / u64::from(value_bytes));
         let last = range.end == pending.values.end;
         let header = Header {
             first: range.start == pending.values.start,
@@ -194,7 +194,7 @@ impl<P: Clone> ClientCore<P> {
         };
         // A payload lies in memory, so positions in it fit usize.
         let at =
-            |key: Key| usize::try_from((key - pending.base) * u64::from(pushed_bytes)).unwrap_or(usize::MAX);
+            |key: Key| usize::try_from((key - pending.base) * u64::from(value_bytes)).unwrap_or(usize::MAX);
         let body =
             SendBody::Values { payload: pending.payload.clone(), bytes: at(range.start)..at(range.end) };
         let arguments = pending.arguments;
@@ -239,7 +239,7 @@ impl<P: Clone> ClientCore<P> {
         let Some(spec) = self.map.tables.get(&segment.table()) else { return };
         let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
         let keys: u64 = flow.unacknowledged.iter().map(|pending| pending.values.len()).sum();
-        let cheap = keys * u64::from(spec.pushed_bytes()) < self.limits.resume_bytes_min;
+        let cheap = keys * u64::from(spec.value_bytes()) < self.limits.resume_bytes_min;
         let unsent = flow.next == 0 && flow.next_key.is_none();
         let shard = flow.shard;
         match (link, shard) {
@@ -309,8 +309,8 @@ impl<P: Clone> ClientCore<P> {
         self.unqueue(lane, segment);
         let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
         let tasks: Vec<TaskId> = flow.unacknowledged.iter().map(|pending| pending.task).collect();
-        //= protocol.md P11
-        // The owner has none of them, so the next push names the one before.
+        // `departure:` protocol.md P11 sends a refused push as empty tiles. Here a push is refused only by an owner that has
+        // no such segment, so it has none of them, and the next push names the one before.
         if let Some(first) = flow.unacknowledged.front() {
             flow.last = first.previous;
             flow.closed = flow.closed.min(flow.last);

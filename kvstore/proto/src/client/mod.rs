@@ -81,9 +81,9 @@ pub struct ClientCore<P> {
     speakers: VecDeque<ShardId>,
     effects: VecDeque<Output<P>>,
     unacknowledged_bytes: u64,
-    /// Bytes pushed to aggregated tables, by round and shard, of rounds that some lane held has not left.
-    round_bytes: BTreeMap<(Round, ShardId), u64>,
-    /// Flows and pieces that try again at a time.
+    /// Bytes that the lanes held pushed to aggregated tables, of rounds that one of them has not left.
+    round_bytes: BTreeMap<(Round, ShardId, Lane), u64>,
+    /// Dials, flows and pieces that try again at a time.
     retries: BTreeSet<(Nanos, Retry)>,
     sequence: u64,
     control: Vec<u8>,
@@ -260,10 +260,10 @@ impl<P: Clone> ClientCore<P> {
     pub fn push(&mut self, push: Push<P>) -> Result<TaskId, IssueError> {
         let (lane, table, range) = (push.lane, push.table, push.range);
         let spec = self.admit(lane, table, range)?;
-        let bytes = range.len().saturating_mul(u64::from(spec.pushed_bytes()));
+        let key_bytes = u64::from(spec.value_bytes());
+        let bytes = range.len().saturating_mul(key_bytes);
         let parts: Vec<(SegmentId, KeyRange)> = spec.cut(table, range).collect();
         let aggregated = spec.aggregation == Aggregation::Round;
-        let key_bytes = u64::from(spec.pushed_bytes());
         let max = self.limits.unacknowledged_bytes_max;
         if bytes > max {
             return Err(IssueError::TooLarge { bytes, max });
@@ -278,11 +278,12 @@ impl<P: Clone> ClientCore<P> {
                 *held.entry(shard).or_insert(0) += values.len().saturating_mul(key_bytes);
             }
         }
-        for (shard, bytes) in &mut held {
-            *bytes += self.round_bytes.get(&(round, *shard)).copied().unwrap_or(0);
+        for (&shard, &new) in &held {
+            let of_round = (round, shard, Lane(0))..=(round, shard, Lane(u32::MAX));
+            let bytes = new + self.round_bytes.range(of_round).map(|(_, bytes)| bytes).sum::<u64>();
             let max = self.limits.push_bytes_per_link;
-            if *bytes > max {
-                return Err(IssueError::TooLarge { bytes: *bytes, max });
+            if bytes > max {
+                return Err(IssueError::TooLarge { bytes, max });
             }
         }
         if self.unacknowledged_bytes + bytes > self.limits.unacknowledged_bytes_max {
@@ -291,10 +292,11 @@ impl<P: Clone> ClientCore<P> {
         let left = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let task = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
         self.unacknowledged_bytes += bytes;
-        self.round_bytes.extend(held.into_iter().map(|(shard, bytes)| ((round, shard), bytes)));
+        for (shard, bytes) in held {
+            *self.round_bytes.entry((round, shard, lane)).or_insert(0) += bytes;
+        }
         let floor = task.stamp.incarnation().floor();
         let Some(state) = self.lanes.get_mut(&lane) else { return Err(IssueError::NoLane(lane)) };
-        let round = state.round;
         let mut issued = Vec::with_capacity(parts.len());
         for (segment, values) in parts {
             state.pushed.insert(segment);
@@ -377,7 +379,7 @@ impl<P: Clone> ClientCore<P> {
             self.enlist(shard);
         }
         let lowest = self.lowest_round();
-        self.round_bytes.retain(|&(round, _), _| round >= lowest);
+        self.round_bytes.retain(|&(round, ..), _| round >= lowest);
         self.release_early();
         Ok(round)
     }
@@ -494,6 +496,8 @@ impl<P: Clone> ClientCore<P> {
         if self.lanes.remove(&lane).is_none() {
             return;
         }
+        // Whoever takes it over pushes the round again.
+        self.round_bytes.retain(|&(.., of), _| of != lane);
         let of_lane = TaskId { lane, stamp: Stamp(0) }..=TaskId { lane, stamp: Stamp(u64::MAX) };
         let tasks: Vec<TaskId> = self.tasks.range(of_lane).map(|(&task, _)| task).collect();
         for task in tasks {

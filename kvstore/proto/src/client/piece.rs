@@ -5,7 +5,7 @@
 use alloc::vec::Vec;
 
 use crate::id::{LinkId, ShardId};
-use crate::time::{Nanos, Round};
+use crate::time::Round;
 use crate::wire::Header;
 
 use super::{ClientCore, Output, Piece, PieceId, Retry, TaskId};
@@ -86,7 +86,7 @@ impl<P: Clone> ClientCore<P> {
         if delay_ns == 0 {
             self.ready_piece(id);
         } else {
-            self.retries.insert((Nanos(self.now.0 + delay_ns), Retry::Piece(id)));
+            self.retries.insert((self.now.after(delay_ns), Retry::Piece(id)));
         }
     }
 

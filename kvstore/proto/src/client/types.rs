@@ -76,7 +76,7 @@ pub struct Push<P> {
     pub table: TableId,
     /// Which keys.
     pub range: KeyRange,
-    /// Their values: `range.len() * table.pushed_bytes()` bytes.
+    /// Their values: `range.len() * table.value_bytes()` bytes.
     pub payload: P,
     /// Arguments of the update function.
     pub arguments: Arguments,

@@ -2,8 +2,6 @@
 //! Knows the order of the guards; the clocks themselves are `segment.rs`. Called for each push frame.
 //! Source: OSDI'14 §3.2, §4.1; protocol.md §3 (P1 to P4, P10), T10.
 
-use alloc::vec::Vec;
-
 use crate::id::{Lane, LinkId, SegmentId};
 use crate::key::KeyRange;
 use crate::time::{Incarnation, Stamp};
@@ -27,7 +25,7 @@ impl<P> ServerCore<P> {
             return self.answer_push(id, header, kind, refusal, Stamp(0), credit);
         };
         let tile = header.tile(segment.range);
-        let expected = header.range.len().saturating_mul(u64::from(segment.pushed_bytes));
+        let expected = header.range.len().saturating_mul(u64::from(segment.value_bytes));
         let shape = header.range.start <= header.range.end
             && !tile.is_empty()
             && segment.range.covers(tile)
@@ -37,7 +35,7 @@ impl<P> ServerCore<P> {
         if !shape {
             return self.violation(id, "a push whose payload is not as long as its range says");
         }
-        let pushed_bytes = segment.pushed_bytes;
+        let value_bytes = segment.value_bytes;
 
         //= protocol.md P10
         let incarnation = header.stamp.incarnation();
@@ -71,10 +69,7 @@ impl<P> ServerCore<P> {
                 self.owe_and_release(id, header, credit);
             }
             Verdict::Gap(clock) => self.gap(id, header, clock, credit),
-            Verdict::Busy => {
-                self.counters.busy += 1;
-                self.answer_push(id, header, Kind::Busy, None, Stamp(0), credit);
-            }
+            Verdict::Busy => self.answer_push(id, header, Kind::Busy, None, Stamp(0), credit),
             Verdict::Apply(open) => {
                 self.counters.pushes += 1;
                 let values = open.intersect(header.range);
@@ -84,7 +79,7 @@ impl<P> ServerCore<P> {
                         lane: header.lane,
                         stamp: header.stamp,
                         values,
-                        bytes: byte_range(header.range, values, pushed_bytes),
+                        bytes: byte_range(header.range, values, value_bytes),
                         payload,
                         arguments: extension.arguments,
                     });
@@ -100,7 +95,7 @@ impl<P> ServerCore<P> {
                     lane: header.lane,
                     stamp: header.stamp,
                     values,
-                    bytes: byte_range(header.range, values, pushed_bytes),
+                    bytes: byte_range(header.range, values, value_bytes),
                     payload,
                     arguments: extension.arguments,
                     link: id,
@@ -206,10 +201,4 @@ impl<P> ServerCore<P> {
 fn byte_range(whole: KeyRange, part: KeyRange, key_bytes: u32) -> core::ops::Range<u32> {
     let at = |keys: u64| u32::try_from(keys).unwrap_or(u32::MAX).saturating_mul(key_bytes);
     if part.is_empty() { 0..0 } else { at(part.start - whole.start)..at(part.end - whole.start) }
-}
-
-/// Bodies of control frames are small; this one keeps its allocation.
-pub(super) fn reuse(buffer: &mut Vec<u8>) -> &mut Vec<u8> {
-    buffer.clear();
-    buffer
 }

@@ -2,12 +2,13 @@
 //! Knows frames; decides nothing about clocks. Called by `poll_output`.
 //! Source: protocol.md §12, B3, B5, P6.
 
+use alloc::vec::Vec;
+
 use crate::id::LinkId;
 use crate::time::Stamp;
 use crate::wire::{self, Extension, Header, Kind};
 
 use super::link::{Answer, ServerLink};
-use super::push::reuse;
 use super::{Output, SendBody, ServerCore, enlist};
 
 impl<P> ServerCore<P> {
@@ -58,7 +59,7 @@ impl<P> ServerCore<P> {
         (Header { value_bytes, ..header }, if value_bytes == 0 { SendBody::Empty } else { SendBody::Control })
     }
 
-    /// Rows of segments that came here.
+    /// Rows of segments that came here or went.
     fn say_rows(&mut self, link: &mut ServerLink) -> Option<(Header, SendBody)> {
         if link.rows.is_empty() {
             return None;
@@ -159,4 +160,10 @@ impl<P> ServerCore<P> {
         };
         Some((header, SendBody::Gather { segment: pull.header.segment, range: pull.header.range }))
     }
+}
+
+/// Bodies of control frames are small; this one keeps its allocation.
+fn reuse(buffer: &mut Vec<u8>) -> &mut Vec<u8> {
+    buffer.clear();
+    buffer
 }

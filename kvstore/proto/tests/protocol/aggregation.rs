@@ -4,7 +4,9 @@ use rangefold_proto::server::Input;
 use rangefold_proto::wire::{Header, Kind};
 use rangefold_proto::{KeyRange, Limits};
 
-use crate::shard::{Effect, LINK, SEGMENT, Shard, acks, contributed, finished, kinds, pull, push, replies};
+use crate::shard::{
+    Effect, LINK, SEGMENT, Shard, acks, contributed, finished, kinds, pull, push, replies, tile,
+};
 use crate::{aggregated, at, of, view};
 
 fn shard() -> Shard {
@@ -31,6 +33,24 @@ fn a_round_is_applied_when_every_member_has_closed_it_in_the_order_of_lanes() {
     // Expect: acknowledged only now.
     assert_eq!(acks(&effects), [(0, SEGMENT, at(1)), (1, SEGMENT, at(1))]);
     assert_eq!(shard.core.counters().rounds, 1);
+}
+
+/// Of a push whose first keys a tile brought already, the rest is added, and from where it lies in the payload.
+#[test]
+fn a_contribution_is_cut_to_what_is_open() {
+    let mut shard = shard();
+    shard.push(tile(push(0, at(1), at(0), 0..4), true, false));
+    shard.push(push(0, at(1), at(0), 0..10));
+    shard.close(0, at(0), 0, &[(SEGMENT, at(1))]);
+    let effects = shard.close(1, at(0), 0, &[(SEGMENT, at(0))]);
+    let cut: Vec<(KeyRange, u8, usize)> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Contributed { values, payload, .. } => Some((*values, payload[0], payload.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(cut, [(KeyRange::new(0, 4), 0, 32), (KeyRange::new(4, 10), 32, 48)]);
 }
 
 #[test]

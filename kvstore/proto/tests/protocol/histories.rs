@@ -58,7 +58,7 @@ fn insist(pair: &mut Pair, mut issue: impl FnMut(&mut Pair) -> Result<TaskId, Is
 fn check(spec: TableSpec, operations: &[Operation]) -> Result<(), TestCaseError> {
     let sums = crate::pair::is_aggregated(&spec);
     let mut pair = Pair::new(Limits::test_min(), 3, 2, 2, &[TableSpec { segments: 4, ..spec }]);
-    // Per lane: what it pushed, in all and up to its last close.
+    // Per lane: what it pushed.
     let mut pushed = [[0.0; LEN as usize]; WORKERS];
     let mut round = [0u32; WORKERS];
     let mut contributed = [None; WORKERS];
