@@ -45,7 +45,7 @@ pub fn proximal_step(weight: f64, gradient: f64, curvature: f64, step: Step) -> 
 /// Keys that are zero at either end stay: they have just entered or left the model. `factor` 0 moves nothing.
 #[must_use]
 pub fn jump(weight: f64, anchor: f64, factor: f64) -> f64 {
-    weight + factor * line(weight, anchor)
+    if weight == 0.0 || anchor == 0.0 { weight } else { weight + factor * (weight - anchor) }
 }
 
 /// The direction of [`jump`]: from the anchor to the weight, or 0.
