@@ -217,6 +217,57 @@ fn a_worker_killed_in_the_middle_leaves_no_trace_at_delay_0() {
     }
 }
 
+/// A variable in the environment of a process.
+fn variable(pid: Pid, name: &str) -> String {
+    let environment = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap();
+    let mut entries = environment.split(|&byte| byte == 0).map(String::from_utf8_lossy);
+    let entry = entries.find_map(|entry| entry.strip_prefix(&format!("{name}=")).map(str::to_owned));
+    entry.unwrap_or_else(|| panic!("no {name} in the environment of {pid:?}"))
+}
+
+//= OSDI'14 §4.6
+//= type=test
+#[test]
+fn a_killed_worker_is_replaced_by_one_that_knows_nothing_without_a_trace_at_delay_0() {
+    let (undisturbed, replaced) = (Scratch::new("whole"), Scratch::new("replaced"));
+    let job = "train lr --gap 0.0005 --json --model";
+    assert!(run(&format!("launch --servers 2 --workers 2 -- {job} {}", undisturbed.path())).status.success());
+    let child =
+        rangefold(&format!("launch --servers 2 --workers 2 -- {job} {}", replaced.path())).spawn().unwrap();
+    let workers =
+        wait_for("two workers", || Some(children(&child, "train")).filter(|found| found.len() == 2));
+    std::thread::sleep(Duration::from_millis(400));
+    let scheduler = variable(workers[0], "RANGEFOLD_SCHEDULER");
+    kill_process(workers[0], Signal::KILL).unwrap();
+    // The scheduler takes a newcomer when it has seen the other's connection break.
+    let newcomer = wait_for("a place", || {
+        let newcomer = format!("{job} {} --scheduler {scheduler} --workers 2 --rank 0", replaced.path());
+        let output = run(&newcomer);
+        assert!(
+            output.status.success() || error_of(&output).contains("one too many"),
+            "{}",
+            error_of(&output)
+        );
+        output.status.success().then_some(output)
+    });
+    assert_optimal(&result_of(&newcomer));
+    assert_eq!(finish(child).status.code(), Some(137));
+    assert!(std::fs::read(&undisturbed.0).unwrap() == std::fs::read(&replaced.0).unwrap(), "weights differ");
+}
+
+#[test]
+fn a_result_is_printed_whoever_is_lost() {
+    let child = rangefold("launch -- train lr --gap 0.0005 --json").spawn().unwrap();
+    let workers =
+        wait_for("two workers", || Some(children(&child, "train")).filter(|found| found.len() == 2));
+    let first = *workers.iter().find(|&&pid| variable(pid, "RANGEFOLD_RANK") == "0").unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    kill_process(first, Signal::KILL).unwrap();
+    let output = finish(child);
+    assert!(error_of(&output).contains("worker 1 prints the result"), "{}", error_of(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"objective\""));
+}
+
 #[test]
 fn a_stopped_server_is_named_and_one_that_continues_is_waited_for() {
     for (deadline, success) in [(2, false), (60, true)] {

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use rangefold::WorkerId;
 use rangefold::embed::{Client, Cluster, Options};
 use rangefold_learn::bundled::ADULT_OPTIMUM as OPTIMUM;
 use rangefold_learn::lane::Lane;
@@ -11,8 +12,9 @@ use rangefold_learn::mapping::Mapping;
 use rangefold_learn::part::{Part, survey};
 use rangefold_learn::plan::{Reason, Settings};
 use rangefold_learn::reference::{self, Staleness};
-use rangefold_learn::train::{Ended, Job, Outcome, TrainError, train};
+use rangefold_learn::train::{Ended, Job, Outcome, Seen, TrainError, train};
 use rangefold_learn::{bundled, metrics};
+use rangefold_workers::Error;
 
 const PARTS: u32 = 4;
 const SEGMENTS: u16 = 16;
@@ -109,6 +111,105 @@ fn delay_4_reaches_the_optimum() {
 #[test]
 fn delay_16_reaches_the_optimum() {
     reaches_the_optimum(16);
+}
+
+/// One worker stays; the other is given up again and again, at any point of an epoch, and one that knows nothing joins in its
+/// place. Returns the weights of all that saw the end, the staying one's first.
+fn with_replacements(delay: u32, count: u32) -> Vec<Outcome> {
+    let data = bundled::adult_train().unwrap();
+    let job = job(delay);
+    let options = Options { servers: 2, workers: 2, parts: PARTS, tau: Some(delay), ..Options::default() };
+    let cluster = Cluster::start(options).unwrap();
+    let interrupt = AtomicBool::new(false);
+    let (certified, certificates) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let start = |client: Client| {
+            let (job, data, interrupt) = (&job, &data, &interrupt);
+            scope.spawn(move || train(&client, job, data, interrupt, |_| {}))
+        };
+        let (first, second) = (cluster.join().unwrap(), cluster.join().unwrap());
+        let staying = scope.spawn({
+            let (job, data, interrupt) = (&job, &data, &interrupt);
+            let at_certificate = move |_: &Seen| {
+                if certified.send(()).is_ok() {
+                    let _ = released.recv();
+                }
+            };
+            move || train(&first, job, data, interrupt, at_certificate)
+        });
+        let mut others = vec![start(second)];
+        for (replacement, ()) in (1..=count).zip(certificates) {
+            let replace = || {
+                cluster.give_up(WorkerId(replacement));
+                start(cluster.join().unwrap())
+            };
+            if replacement % 2 == 0 {
+                // Between the certificate and the plan, while the one that stays is held there.
+                others.push(replace());
+                release.send(()).unwrap();
+            } else {
+                // Anywhere in the epoch, or in a later one.
+                release.send(()).unwrap();
+                std::thread::sleep(Duration::from_micros(u64::from(replacement) * 7919 % 4000));
+                others.push(replace());
+            }
+        }
+        drop(release);
+        let mut outcomes = vec![staying.join().unwrap().unwrap()];
+        for other in others {
+            match other.join().unwrap() {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(TrainError::Cluster(Error::Stopped)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        outcomes
+    })
+}
+
+//= OSDI'14 §4.6
+//= type=test
+#[test]
+fn workers_that_join_in_the_middle_change_no_bit_at_delay_0() {
+    let data = bundled::adult_train().unwrap();
+    let undisturbed = run(&job(0), 1, 1, &data).swap_remove(0).unwrap();
+    for outcome in with_replacements(0, 15) {
+        assert!(bits(&outcome.weights) == bits(&undisturbed.weights), "the weights are others");
+        assert_eq!(outcome.progress, undisturbed.progress);
+    }
+}
+
+#[test]
+fn workers_that_join_in_the_middle_reach_the_optimum_at_delay_4() {
+    let outcomes = with_replacements(4, 15);
+    for outcome in &outcomes {
+        assert_eq!(outcome.ended, Ended::Planned(Reason::GapReached));
+        assert!(outcome.certificate.objective <= OPTIMUM * 1.001, "{}", outcome.certificate.objective);
+        assert!(bits(&outcome.weights) == bits(&outcomes[0].weights), "workers disagree");
+    }
+}
+
+#[test]
+fn a_worker_of_another_job_is_told_so() {
+    let data = bundled::adult_train().unwrap();
+    let options = Options { workers: 2, parts: PARTS, ..Options::default() };
+    let cluster = Cluster::start(options).unwrap();
+    let interrupt = AtomicBool::new(false);
+    let (one, other) = (cluster.join().unwrap(), cluster.join().unwrap());
+    std::thread::scope(|scope| {
+        let interrupt = &interrupt;
+        let (data, job) = (&data, job(0));
+        // Whoever comes first says what the job is. The other is refused and gone with its client; the first takes its lanes.
+        let start =
+            |client: Client, job: Job| scope.spawn(move || train(&client, &job, data, interrupt, |_| {}));
+        let threads = [start(one, job), start(other, Job { lambda: 11.0, ..job })];
+        let outcomes = threads.map(|thread| thread.join().unwrap());
+        let refused = outcomes.iter().filter(|outcome| matches!(outcome, Err(TrainError::OtherJob { .. })));
+        assert_eq!(refused.count(), 1, "{outcomes:?}");
+        let done = outcomes.iter().filter_map(|outcome| outcome.as_ref().ok());
+        assert_eq!(done.count(), 1);
+    });
 }
 
 /// A file in the system's folder for such, gone with the guard.

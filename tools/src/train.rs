@@ -67,7 +67,7 @@ pub(crate) struct Arguments {
     /// Join the cluster of this scheduler as one worker, instead of running a cluster in this process.
     #[arg(long, value_name = "ADDR", env = "RANGEFOLD_SCHEDULER")]
     scheduler: Option<String>,
-    /// Which of the workers this is; 0 prints the result.
+    /// Which of the workers this is; 0 prints the result, or the lowest that is left.
     #[arg(long, value_name = "N", env = "RANGEFOLD_RANK", default_value_t = 0)]
     rank: u32,
     /// The transport of the data of a running cluster: auto, uring or socket. Any but auto fails rather than take another.
@@ -118,6 +118,8 @@ struct Finished {
     servers: Vec<embed::Report>,
     seconds: f64,
     transport: String,
+    /// Whether this process says so: all ranks have the same weights, and one is enough.
+    reports: bool,
 }
 
 /// Runs the job.
@@ -148,8 +150,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         None => embedded(arguments, &job, &data, &interrupt)?,
         Some(scheduler) => remote(arguments, scheduler, &job, &data, &interrupt)?,
     };
-    // Other ranks have the same weights and nothing to add.
-    if arguments.scheduler.is_none() || arguments.rank == 0 {
+    if finished.reports {
         report(arguments, &finished, test.as_ref())?;
     }
     verdict(arguments, &finished.outcome)
@@ -196,6 +197,7 @@ fn embedded(
         servers: cluster.report(),
         seconds: begun.elapsed().as_secs_f64(),
         transport: "memory".into(),
+        reports: true,
     })
 }
 
@@ -237,15 +239,26 @@ fn remote(
     client.post(&name(arguments.rank), serde_json::to_vec(&share)?)?;
     client.barrier(job.deadline)?;
     let mut shares = Vec::new();
-    if arguments.rank == 0 {
-        for rank in 0..arguments.workers {
-            if let Some(content) = client.notice(&name(rank))? {
-                shares.push(serde_json::from_slice(&content)?);
-            }
+    let mut first = None;
+    for rank in 0..arguments.workers {
+        if let Some(content) = client.notice(&name(rank))? {
+            first = first.or(Some(rank));
+            shares.push(serde_json::from_slice(&content)?);
         }
     }
     client.leave();
-    Ok(Finished { outcome, shares, servers: Vec::new(), seconds, transport: choice.transport.into() })
+    let reports = first == Some(arguments.rank);
+    if reports && arguments.rank > 0 {
+        eprintln!("rangefold: worker 0 was lost; worker {} prints the result", arguments.rank);
+    }
+    Ok(Finished {
+        outcome,
+        shares,
+        servers: Vec::new(),
+        seconds,
+        transport: choice.transport.into(),
+        reports,
+    })
 }
 
 /// One worker's part, to its end.

@@ -26,6 +26,6 @@ pub mod pinning;
 pub mod server;
 
 pub use rangefold_proto::{
-    Aggregation, ElementType, KeyRange, Lane, Limits, Round, ShardId, TableSpec, UpdateFunction,
+    Aggregation, ElementType, KeyRange, Lane, Limits, Round, ShardId, TableSpec, UpdateFunction, WorkerId,
 };
 pub use rangefold_workers::{DEADLINE, Element, Error, Values};

@@ -204,9 +204,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         let outcome = self.0.baton.drive(
             |session| match done(session) {
                 Some(result) => Some(Ok(result)),
-                None if session.stopped => Some(Err(Error::Stopped)),
-                None if session.lanes_changed() => Some(Err(Error::LanesChanged)),
-                None => None,
+                None => check(session).err().map(Err),
             },
             deadline_ns,
         );
@@ -237,9 +235,9 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         })
     }
 
-    /// Takes note of the lanes held now and returns them. From here on calls that wait end with [`Error::LanesChanged`] when
-    /// lanes are taken from or given to this worker, so that it can do its part: run what it was given, from the round where it
-    /// stands.
+    /// Takes note of the lanes held now and returns them. From here on every call that waits or issues ends with
+    /// [`Error::LanesChanged`] when lanes were taken from or given to this worker, so that it can do its part: run what it was
+    /// given, from the round where it stands. Nothing is issued then, so no push lands in a round that is not the caller's.
     pub fn attend(&self) -> Vec<Member> {
         self.with(|session| {
             let members: Vec<Member> = session.driver.core().members().collect();
@@ -302,14 +300,15 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// Ends the round of one lane, without waiting.
     ///
     /// # Errors
-    /// [`Error::Issue`] when the lane is not held.
+    /// [`Error::Issue`] when the lane is not held, [`Error::LanesChanged`], [`Error::Stopped`].
     pub fn advance_lane(&self, lane: Lane) -> Result<Round, Error> {
-        Ok(self.with(|session| {
-            let round = session.driver.advance(lane);
+        self.with(|session| {
+            check(session)?;
+            let round = session.driver.advance(lane)?;
             // Others wait for this close, and this worker may compute for long.
             session.flush_batch();
-            round
-        })?)
+            Ok(round)
+        })
     }
 
     /// Waits until every task of this worker has ended.
@@ -371,7 +370,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         self.with(|session| session.driver.core().describe())
     }
 
-    /// Tells the scheduler that this worker is done.
+    /// Tells the scheduler that this worker is done: its lanes go to others. Dropping the last clone says the same.
     pub fn leave(&self) {
         self.0.control.leave();
     }
@@ -383,20 +382,41 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         mut issue: impl FnMut(&mut Session<E, D>) -> Result<TaskId, IssueError>,
     ) -> Result<TaskId, Error> {
         let outcome = self.with(|session| {
+            check(session)?;
             let outcome = issue(session);
             session.flush_batch();
-            outcome
-        });
+            Ok::<_, Error>(outcome)
+        })?;
         match outcome {
             Err(IssueError::Full) => {}
             outcome => return Ok(outcome?),
         }
         let issued =
             self.wait("waiting for room to issue a task", deadline, |session| match issue(session) {
+                // A lane that went meanwhile is what `wait` finds next, and a better reason.
+                Err(IssueError::NoLane(_)) if session.lanes_changed() => None,
                 Err(IssueError::Full) => None,
                 outcome => Some(outcome),
             })?;
         Ok(issued?)
+    }
+}
+
+/// Whoever drops its last client is done, said or not: what it holds goes to others.
+impl<E: Endpoint, D: Dialer> Drop for Shared<E, D> {
+    fn drop(&mut self) {
+        self.control.leave();
+    }
+}
+
+/// Whether the session may go on as its user knows it.
+fn check<E: Endpoint, D: Dialer>(session: &Session<E, D>) -> Result<(), Error> {
+    if session.stopped {
+        Err(Error::Stopped)
+    } else if session.lanes_changed() {
+        Err(Error::LanesChanged)
+    } else {
+        Ok(())
     }
 }
 
@@ -433,7 +453,12 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
     }
 
     fn first_lane(&self) -> Result<(Lane, Round), Error> {
-        self.client.lanes().first().copied().ok_or(Error::NoLane)
+        self.client.with(|session| {
+            check(session)?;
+            let core = session.driver.core();
+            let lane = core.lanes().next().ok_or(Error::NoLane)?;
+            Ok((lane, core.round(lane).unwrap_or(0)))
+        })
     }
 
     /// The shard that owns a key's segment, as this worker's map has it.
@@ -451,7 +476,7 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Issue`] (keys outside the table, more than could ever be under way), [`Error::NoLane`],
-    /// [`Error::Deadline`] when there is no room for [`DEADLINE`].
+    /// [`Error::Deadline`] when there is no room for [`DEADLINE`], [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn push(&self, range: impl Into<KeyRange>, values: &[T]) -> Result<Ticket<E, D>, Error> {
         let (lane, _) = self.first_lane()?;
         self.push_as(lane, range, values, &[])
@@ -487,7 +512,8 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
     /// delay, and this worker's own pushes (not those to a table that is aggregated by rounds).
     ///
     /// # Errors
-    /// [`Error::Issue`], [`Error::NoLane`], [`Error::Deadline`] when there is no room for [`DEADLINE`].
+    /// [`Error::Issue`], [`Error::NoLane`], [`Error::Deadline`] when there is no room for [`DEADLINE`], [`Error::Stopped`],
+    /// [`Error::LanesChanged`].
     pub fn pull(&self, range: impl Into<KeyRange>) -> Result<PullTicket<T, E, D>, Error> {
         let (_, round) = self.first_lane()?;
         let tau = self.client.0.tau.load(Ordering::Relaxed);

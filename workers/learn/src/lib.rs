@@ -31,6 +31,7 @@
 //! | [`replica`] | a worker's copy of the weights and its lanes, moved together |
 //! | [`proximal`] | what a server does to one key |
 //! | [`plan`] | epochs: active blocks, order, delay, jump, stop |
+//! | [`standing`] | where a job stands, for workers that come later |
 //! | [`random`] | numbers that are the same in every version |
 //! | [`certificate`] | scale of the dual point, objective, bound, gap |
 //! | [`metrics`] | scores of a model on a file; area under the curve, accuracy |
@@ -60,4 +61,5 @@ pub mod proximal;
 pub mod random;
 pub mod reference;
 pub mod replica;
+pub mod standing;
 pub mod train;

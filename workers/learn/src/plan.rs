@@ -47,9 +47,11 @@ const RISE_TOLERANCE: f64 = 1e-9;
 /// Epochs without a rise after which the damping is halved.
 const CALM_EPOCHS: u32 = 8;
 /// Damping at most 2 to this power.
-const CAUTION_MAX: u32 = 20;
+pub(crate) const CAUTION_MAX: u32 = 20;
 /// Rounds of a certificate that sends contributions: gradient with losses, then dual.
 const CERTIFICATE_ROUNDS: u64 = 2;
+/// Rounds that open an epoch: the plan is kept, then the jump is made.
+const OPENING_ROUNDS: u64 = 2;
 
 /// What a job asks for. The same on all nodes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -112,7 +114,7 @@ impl Settings {
 pub struct Progress {
     /// Epochs planned.
     pub epochs: u64,
-    /// Rounds planned or done: blocks, certificates (2 each), jumps.
+    /// Rounds planned or done: blocks, certificates (2 each), plans kept, jumps.
     pub rounds: u64,
     /// Passes planned or done.
     pub passes: f64,
@@ -207,6 +209,37 @@ pub struct Epoch {
 }
 
 impl Epoch {
+    /// The epoch that was planned last, once more: `progress` as [`decide`] left it, `weights` and `gradient` of the
+    /// certificate before it. For a worker that came later; equal arguments give what the others have. `None` when nothing
+    /// is active: then no epoch was planned.
+    ///
+    /// # Panics
+    /// A length is not the settings'.
+    #[must_use]
+    pub fn again(
+        settings: &Settings,
+        progress: &Progress,
+        weights: &[f64],
+        gradient: &[f64],
+        jump_factor: f64,
+    ) -> Option<Self> {
+        assert_eq!([weights.len(), gradient.len()], [settings.weights_len; 2], "of the settings' length");
+        let active = active_features(weights, gradient, settings.lambda);
+        (!active.is_empty()).then(|| Self::of(settings, progress, &active, jump_factor))
+    }
+
+    fn of(settings: &Settings, progress: &Progress, active: &[u32], jump_factor: f64) -> Self {
+        let blocks = blocks_of(active, settings);
+        Self {
+            number: progress.epochs,
+            jump_factor,
+            step: Step { lambda: settings.lambda, damping: f64::from(1_u32 << progress.caution) },
+            delay: settings.delay.min(blocks.len() / 3),
+            order: order_of(blocks.len(), settings.seed, progress.epochs),
+            blocks,
+        }
+    }
+
     /// The block of a round.
     ///
     /// # Panics
@@ -276,21 +309,12 @@ pub fn decide(
     if active.is_empty() || progress.passes + passes + 1.0 > settings.passes_max {
         return (certificate, Decision::Stop(Reason::PassesSpent));
     }
-    let blocks = blocks_of(&active, settings);
     progress.epochs += 1;
-    let order = order_of(blocks.len(), settings.seed, progress.epochs);
+    progress.passes += passes;
     let (jump_factor, objective) = best_factor(settings.lambda, weights, anchors, losses);
     progress.objective_expected = objective;
-    progress.passes += passes;
-    progress.rounds += 1 + order.len() as u64;
-    let epoch = Epoch {
-        number: progress.epochs,
-        jump_factor,
-        step: Step { lambda: settings.lambda, damping: f64::from(1_u32 << progress.caution) },
-        delay: settings.delay.min(blocks.len() / 3),
-        blocks,
-        order,
-    };
+    let epoch = Epoch::of(settings, progress, &active, jump_factor);
+    progress.rounds += OPENING_ROUNDS + epoch.order.len() as u64;
     (certificate, Decision::Run(epoch))
 }
 

@@ -81,7 +81,7 @@ pub fn train(
             Decision::Run(epoch) => epoch,
         };
         jumps(&mut weights, &mut anchors, epoch.jump_factor);
-        workers.iter_mut().try_for_each(|worker| worker.jump(&epoch))?;
+        workers.iter_mut().try_for_each(|worker| worker.jump(epoch.jump_factor))?;
         run_rounds(&epoch, &mut weights, &mut workers, random.as_mut())?;
     }
 }

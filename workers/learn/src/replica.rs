@@ -109,10 +109,10 @@ impl Replica {
     ///
     /// # Errors
     /// A weight takes margins out of their range.
-    pub fn jump(&mut self, epoch: &Epoch) -> Result<(), MarginRangeError> {
+    pub fn jump(&mut self, factor: f64) -> Result<(), MarginRangeError> {
         let (mut features, mut values) = (Vec::new(), Vec::new());
         for (feature, (&weight, &anchor)) in (0_u32..).zip(self.weights.iter().zip(&self.anchors)) {
-            let moved = proximal::jump(weight, anchor, epoch.jump_factor);
+            let moved = proximal::jump(weight, anchor, factor);
             if moved != weight {
                 features.push(feature);
                 values.push(moved);
