@@ -88,6 +88,8 @@ pub struct Node<E: Endpoint, O: Observe = ()> {
     links: BTreeMap<LinkId, (Peer, u64)>,
     peers: BTreeMap<Peer, LinkId>,
     next_link: u64,
+    /// Connections whose reply could not be built: the core hears of it with the next turn, as of one that was sent.
+    unsent: Vec<LinkId>,
     steps: u64,
     frame_bytes_max: usize,
     observer: O,
@@ -106,6 +108,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             links: BTreeMap::new(),
             peers: BTreeMap::new(),
             next_link: 0,
+            unsent: Vec::new(),
             steps: 0,
             frame_bytes_max: options.limits.frame_bytes_max as usize,
             observer,
@@ -186,6 +189,8 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
         let spec = self.core.table(row.segment.table()).cloned();
         if spec.is_some_and(|spec| self.store.create(row.segment, &spec).is_ok()) {
             self.core.accept(row, None);
+        } else {
+            self.core.decline(row.segment);
         }
     }
 
@@ -239,23 +244,30 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             SendBody::Control => self.core.control().len(),
             SendBody::Gather { .. } => header.value_bytes as usize,
         };
-        let Some(mut slice) = self.arena.take(length) else {
+        let reply = matches!(body, SendBody::Gather { .. });
+        let slice = self.arena.take(length).and_then(|mut slice| {
+            let filled = match body {
+                SendBody::Empty => true,
+                SendBody::Control => {
+                    slice.as_mut_bytes().copy_from_slice(self.core.control());
+                    true
+                }
+                SendBody::Gather { segment, range } => {
+                    self.store.copy_out(segment, range, slice.as_mut_bytes())
+                }
+            };
+            filled.then_some(slice)
+        });
+        let Some(slice) = slice else {
             // `drain` has seen that there is room, so the system refused to map it: give the connection up.
+            if reply {
+                self.unsent.push(link);
+            }
             return self.endpoint.close(peer);
         };
-        match body {
-            SendBody::Empty => {}
-            SendBody::Control => slice.as_mut_bytes().copy_from_slice(self.core.control()),
-            SendBody::Gather { segment, range } => {
-                if !self.store.copy_out(segment, range, slice.as_mut_bytes()) {
-                    return self.endpoint.close(peer);
-                }
-            }
-        }
         let mut bytes = [0; wire::HEAD_BYTES_MAX];
         let head_len = wire::encode(header, extension, number, &mut bytes);
         if let Some(head) = Head::new(&bytes[..head_len]) {
-            let reply = matches!(body, SendBody::Gather { .. });
             self.batch.send(peer, Token(link.0 << 1 | u64::from(reply)), &head, Body::from(slice.freeze()));
         }
     }
@@ -322,6 +334,9 @@ impl<E: Endpoint, O: Observe> Shell for Node<E, O> {
             self.event(now_ns, event);
         }
         self.events = events;
+        for link in std::mem::take(&mut self.unsent) {
+            self.feed(now_ns, Input::Sent { link, reply: true });
+        }
         self.core.handle_input(Nanos(now_ns), Input::Tick);
         let deadline = self.drain();
         if !self.batch.is_empty() {

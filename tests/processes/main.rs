@@ -382,7 +382,7 @@ fn a_worker_too_many_is_refused() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(error_of(&refused).contains("one too many"), "{}", error_of(&refused));
     let waited = finish(waiting);
-    assert!(error_of(&waited).contains("0 of 1 servers have joined"), "{}", error_of(&waited));
+    assert!(error_of(&waited).contains("0 of 1 servers are there"), "{}", error_of(&waited));
     scheduler.kill().unwrap();
     scheduler.wait().unwrap();
 }

@@ -440,6 +440,36 @@ fn a_worker_comes_in_the_place_of_one_that_is_gone() {
 }
 
 #[test]
+fn a_client_that_is_dropped_has_left() {
+    let (cluster, mut clients) = workers(2, Some(0));
+    let table = sums(&clients[0], "t", 4);
+    drop(clients.remove(1));
+    // Expect: a round waits for nobody who is gone; who was dropped has a place to be taken.
+    let heir = cluster.join().unwrap();
+    assert_eq!(heir.wait_for_lanes(LONG).unwrap().len(), 1);
+    drop(heir);
+    let begun = Instant::now();
+    while clients[0].lanes().len() < 2 && begun.elapsed() < LONG {
+        // Whoever waits drives.
+        let _ = clients[0].barrier(Duration::from_millis(1));
+    }
+    clients[0].advance(LONG).unwrap();
+    assert_eq!(*table.pull_at(0..4, 1).unwrap().wait(LONG).unwrap(), [0.0; 4]);
+}
+
+//= protocol.md T10
+//= type=test
+#[test]
+fn rounds_and_eventual_do_not_go_together() {
+    let (_cluster, clients) = workers(1, None);
+    let mut spec = TableSpec::dense("t", ElementType::F64, 4, UpdateFunction::Add);
+    spec.aggregation = Aggregation::Round;
+    assert_eq!(clients[0].table::<f64>(&spec).err(), Some(Error::Eventual("t".into())));
+    clients[0].set_delay(Some(1));
+    assert!(clients[0].table::<f64>(&spec).is_ok());
+}
+
+#[test]
 fn servers_say_what_they_did() {
     let (cluster, client) = one();
     let table = sums(&client, "t", 100);

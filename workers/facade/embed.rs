@@ -5,11 +5,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
 pub use rangefold_kvstore::Report;
-use rangefold_kvstore::{Command as NodeCommand, NodeOptions, ShardHandle};
+use rangefold_kvstore::{Command as NodeCommand, ShardHandle};
 pub use rangefold_proto::WorkerId;
 use rangefold_proto::client::Grant;
 use rangefold_proto::scheduler::JobSpec;
@@ -20,13 +19,11 @@ use rangefold_workers::control::{Control, ControlError};
 use rangefold_workers::coordinator::{AdmitError, Coordinator, Listener, News};
 use rangefold_workers::driver::{Dialed, Dialer, Driver};
 
-use crate::pinning;
+use crate::shards::{Plan, Shards, tell};
 
 const JOB: JobId = JobId(1);
 /// News waiting for a worker, at most. A worker that takes none for so long has ended.
 const NEWS_MAX: usize = 4096;
-/// Bytes that a shard may have under way in replies.
-const REPLY_BYTES_MAX: usize = 128 << 20;
 
 /// A worker of an embedded cluster.
 pub type Client = rangefold_workers::Client<memory::Endpoint, MemoryDialer>;
@@ -91,7 +88,7 @@ pub enum StartError {
 /// A running cluster. Dropping it stops the servers; their values are gone then.
 pub struct Cluster {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    servers: Vec<Shards>,
 }
 
 struct Shared {
@@ -108,15 +105,7 @@ struct ToShards(Vec<ShardHandle>);
 
 impl Listener for ToShards {
     fn tell(&self, news: News) {
-        for shard in &self.0 {
-            let command = match &news {
-                News::Map(map) => NodeCommand::Map(map.clone()),
-                News::View(view) => NodeCommand::View(view.clone()),
-                News::Run(_) | News::Barrier(_) | News::Stop => continue,
-            };
-            // A shard that takes no commands has ended with the cluster.
-            let _ = shard.command(command);
-        }
+        tell(&self.0, &news);
     }
 }
 
@@ -144,30 +133,24 @@ impl Cluster {
         let clock = Clock::new();
         let busy_threads = options.servers as usize * usize::from(options.shards) + options.workers as usize;
         let coordinator = Coordinator::new(clock, options.servers);
-        let mut shards = BTreeMap::new();
-        let mut threads = Vec::new();
+        let (mut handles, mut servers) = (BTreeMap::new(), Vec::new());
+        let mut cores = options.cores.as_slice();
         for server in (0..options.servers).map(ServerId) {
-            let mut handles = Vec::new();
-            for shard in (0..options.shards).map(|shard| ShardId { server, shard }) {
-                let node =
-                    NodeOptions { shard, job: JOB, limits: options.limits, send_bytes_max: REPLY_BYTES_MAX };
-                let core = options.cores.get(threads.len()).copied();
-                let pin = move || {
-                    // A thread that stays where it was is slower, and no worse.
-                    let _ = core.map(pinning::pin);
-                };
-                let (handle, thread) =
-                    rangefold_kvstore::spawn(memory::Endpoint::new(), node, clock, busy_threads, pin)?;
-                shards.insert(shard, handle.clone());
-                handles.push(handle);
-                threads.push(thread);
+            let limits = options.limits;
+            let plan = Plan { server, shards: options.shards, job: JOB, limits, clock, busy_threads, cores };
+            cores = cores.get(usize::from(options.shards)..).unwrap_or_default();
+            let shards = Shards::start(&plan, || Ok::<_, std::io::Error>(memory::Endpoint::new()))?;
+            for (shard, handle) in (0..).zip(shards.handles()) {
+                handles.insert(ShardId { server, shard }, handle.clone());
             }
-            let listener = |_| -> Box<dyn Listener> { Box::new(ToShards(handles)) };
+            let told = shards.handles().to_vec();
+            servers.push(shards);
+            let listener = |_| -> Box<dyn Listener> { Box::new(ToShards(told)) };
             coordinator.join_server("memory".into(), options.shards, 0, listener)?;
         }
         let next_connection = AtomicU64::new(1);
-        let shared = Shared { options, clock, busy_threads, shards, next_connection, coordinator };
-        Ok(Self { shared: Arc::new(shared), threads })
+        let shared = Shared { options, clock, busy_threads, shards: handles, next_connection, coordinator };
+        Ok(Self { shared: Arc::new(shared), servers })
     }
 
     /// Joins as a worker. The job starts when as many have joined as the options say.
@@ -214,14 +197,9 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        // Workers hear of it before their connections break; then the servers end with their threads.
         self.shared.coordinator.stop();
-        for shard in self.shared.shards.values() {
-            shard.stop();
-        }
-        for thread in self.threads.drain(..) {
-            // A shard that panicked has said so on standard error.
-            let _ = thread.join();
-        }
+        self.servers.clear();
     }
 }
 

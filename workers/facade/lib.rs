@@ -24,6 +24,8 @@ pub mod embed;
 pub mod pinning;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+mod shards;
 
 pub use rangefold_proto::{
     Aggregation, ElementType, KeyRange, Lane, Limits, Round, ShardId, TableSpec, UpdateFunction, WorkerId,

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rangefold_kvstore::{Command, NodeOptions, ShardHandle};
+use rangefold_kvstore::{Command, ShardHandle};
 use rangefold_proto::client::Grant;
-use rangefold_proto::{Limits, ServerId, ShardId};
+use rangefold_proto::{Limits, ServerId};
 use rangefold_transport::Endpoint;
 use rangefold_transport::bootstrap::{
     Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose,
@@ -20,10 +20,8 @@ use rangefold_workers::control_stream::{FromScheduler, ToScheduler, read, write}
 use rangefold_workers::coordinator::News;
 use rangefold_workers::remote::{JOB, dial_control};
 
-use crate::pinning;
+use crate::shards::{Plan, Shards, tell};
 
-/// Bytes that a shard may have under way in replies.
-const REPLY_BYTES_MAX: usize = 128 << 20;
 /// How long the scheduler may take to answer.
 const ANSWER: Duration = Duration::from_secs(20);
 /// Between two signs of life.
@@ -73,7 +71,7 @@ pub enum ServeError {
     Stream(io::Error),
     /// The system gives no thread.
     #[error("cannot start a thread: {0}; raise the limit on processes (ulimit -u)")]
-    Thread(io::Error),
+    Thread(#[from] io::Error),
     /// The transport cannot be used here.
     #[error("{0}")]
     Transport(String),
@@ -84,8 +82,7 @@ pub struct Server {
     listener: Arc<Listener>,
     control: TcpStream,
     server: ServerId,
-    shards: Vec<ShardHandle>,
-    threads: Vec<thread::JoinHandle<()>>,
+    shards: Shards,
     grant: Grant,
 }
 
@@ -125,26 +122,19 @@ impl Server {
             _ => return Err(ServeError::Refused("it answered another question".into())),
         };
         control.set_read_timeout(None).map_err(ServeError::Stream)?;
-        let clock = Clock::new();
-        let (mut shards, mut threads) = (Vec::new(), Vec::new());
-        for shard in (0..options.shards).map(|shard| ShardId { server, shard }) {
-            let node =
-                NodeOptions { shard, job: JOB, limits: options.limits, send_bytes_max: REPLY_BYTES_MAX };
-            let endpoint = endpoint().map_err(ServeError::Transport)?;
-            let busy = options.busy_threads.max(usize::from(options.shards));
-            let core = options.cores.get(usize::from(shard.shard)).copied();
-            let pin = move || {
-                // A thread that stays where it was is slower, and no worse.
-                let _ = core.map(pinning::pin);
-            };
-            let (handle, thread) =
-                rangefold_kvstore::spawn(endpoint, node, clock, busy, pin).map_err(ServeError::Thread)?;
-            shards.push(handle);
-            threads.push(thread);
-        }
+        let plan = Plan {
+            server,
+            shards: options.shards,
+            job: JOB,
+            limits: options.limits,
+            clock: Clock::new(),
+            busy_threads: options.busy_threads.max(usize::from(options.shards)),
+            cores: &options.cores,
+        };
+        let shards = Shards::start(&plan, || endpoint().map_err(ServeError::Transport))?;
         let grant =
             Grant { push_bytes: options.limits.push_bytes_per_link, pulls: options.limits.pulls_per_link };
-        Ok(Self { listener, control, server, shards, threads, grant })
+        Ok(Self { listener, control, server, shards, grant })
     }
 
     /// Its name.
@@ -171,18 +161,16 @@ impl Server {
     /// # Errors
     /// [`ServeError::Stream`], [`ServeError::Thread`].
     pub fn serve(self) -> Result<(), ServeError> {
-        let Self { listener, control, shards, threads, grant, .. } = self;
+        let Self { listener, control, shards, grant, .. } = self;
         let ears = control.try_clone().map_err(ServeError::Stream)?;
-        let (told, stopping) = (shards.clone(), Arc::clone(&listener));
+        let (told, stopping) = (shards.handles().to_vec(), Arc::clone(&listener));
         let hear = move || {
             while let Ok(message) = read::<FromScheduler>(&ears) {
                 let FromScheduler::News(news) = message else { continue };
                 if news == News::Stop {
                     return stopping.stop();
                 }
-                for shard in &told {
-                    tell(shard, &news);
-                }
+                tell(&told, &news);
             }
         };
         thread::Builder::new().name("rangefold-control".into()).spawn(hear).map_err(ServeError::Thread)?;
@@ -193,28 +181,12 @@ impl Server {
             }
         };
         thread::Builder::new().name("rangefold-alive".into()).spawn(alive).map_err(ServeError::Thread)?;
-        listener.serve(&Door { shards: &shards, grant });
-        for shard in &shards {
-            shard.stop();
-        }
-        for thread in threads {
-            // A shard that panicked has said so on standard error.
-            let _ = thread.join();
-        }
+        listener.serve(&Door { shards: shards.handles(), grant });
+        drop(shards);
         // Ends both threads of the control connection.
         let _ = control.shutdown(Shutdown::Both);
         Ok(())
     }
-}
-
-fn tell(shard: &ShardHandle, news: &News) {
-    let command = match news {
-        News::Map(map) => Command::Map(map.clone()),
-        News::View(view) => Command::View(view.clone()),
-        News::Run(_) | News::Barrier(_) | News::Stop => return,
-    };
-    // A shard that takes no commands has ended; whoever waits for it is told by its broken connections.
-    let _ = shard.command(command);
 }
 
 /// Lets workers in to the shard that they ask for.

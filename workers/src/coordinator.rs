@@ -193,7 +193,9 @@ impl Coordinator {
 
     /// A server is gone. Its segments have no owner until it is replaced, which is not yet possible: whoever needs them waits.
     pub fn lose_server(&self, server: ServerId) {
-        self.lock().servers.remove(&server);
+        let mut state = self.lock();
+        state.servers.remove(&server);
+        state.manager.leave(server);
     }
 
     /// Makes a table, or finds it; everybody hears of the map.
@@ -202,7 +204,7 @@ impl Coordinator {
     /// [`TableError`].
     pub fn create_table(&self, spec: &TableSpec) -> Result<TableId, TableError> {
         let mut state = self.lock();
-        let joined = u32::try_from(state.manager.map().servers.len()).unwrap_or(u32::MAX);
+        let joined = u32::try_from(state.manager.servers()).unwrap_or(u32::MAX);
         if joined < self.servers_expected {
             return Err(TableError::ServersMissing { joined, expected: self.servers_expected });
         }

@@ -4,13 +4,15 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use rangefold_proto::client::{Counters, IssueError, Pull, TaskError, TaskId};
 use rangefold_proto::wire::Arguments;
-use rangefold_proto::{ElementType, KeyRange, Lane, Member, Round, SegmentId, ShardId, TableId, TableSpec};
+use rangefold_proto::{
+    Aggregation, ElementType, KeyRange, Lane, Member, Round, SegmentId, ShardId, TableId, TableSpec,
+};
 use rangefold_transport::wait::Loop;
 use rangefold_transport::{Endpoint, SliceMut};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -70,6 +72,11 @@ pub enum Error {
         /// What was asked for.
         asked: ElementType,
     },
+    /// A table that is aggregated by rounds, for a client whose pulls wait for none.
+    #[error(
+        "the table `{0}` is aggregated by rounds, and this client is eventual: its rounds wait for nothing. Give it a delay, or take a table without aggregation"
+    )]
+    Eventual(String),
     /// This worker holds no lane (yet, or any more).
     #[error("this worker holds no lane: the job has not started, or its lanes were given to another worker")]
     NoLane,
@@ -103,6 +110,8 @@ struct Shared<E: Endpoint, D: Dialer> {
     tau: AtomicU32,
     /// Nanoseconds that calls have waited for others.
     waited_ns: AtomicU64,
+    /// The scheduler was told that this worker is done.
+    left: AtomicBool,
 }
 
 /// A worker's connection to a cluster. Clones share it.
@@ -171,6 +180,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
             control,
             tau: AtomicU32::new(tau.unwrap_or(Round::MAX)),
             waited_ns: AtomicU64::new(0),
+            left: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&shared);
         std::thread::Builder::new().name("rangefold-progress".into()).spawn(move || {
@@ -254,10 +264,15 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// Makes a table, or attaches to the one with the same specification.
     ///
     /// # Errors
-    /// [`Error::Element`] when `T` is not what it holds, [`Error::Control`] from the manager, [`Error::Deadline`].
+    /// [`Error::Element`] when `T` is not what it holds, [`Error::Eventual`], [`Error::Control`] from the manager, [`Error::Deadline`].
     pub fn table<T: Element>(&self, spec: &TableSpec) -> Result<Table<T, E, D>, Error> {
         if spec.element != T::TYPE {
             return Err(Error::Element { found: spec.element, asked: T::TYPE });
+        }
+        //= protocol.md T10
+        let eventual = self.0.tau.load(Ordering::Relaxed) == Round::MAX;
+        if eventual && spec.aggregation == Aggregation::Round {
+            return Err(Error::Eventual(spec.name.clone()));
         }
         let id = self.0.control.create_table(spec)?;
         self.wait("waiting for the map with the table", DEADLINE, |session| {
@@ -372,7 +387,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
 
     /// Tells the scheduler that this worker is done: its lanes go to others. Dropping the last clone says the same.
     pub fn leave(&self) {
-        self.0.control.leave();
+        self.0.leave();
     }
 
     /// Issues, waiting for room if a bound is reached. `issue` leaves what it was given where it can be had again.
@@ -405,7 +420,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
 /// Whoever drops its last client is done, said or not: what it holds goes to others.
 impl<E: Endpoint, D: Dialer> Drop for Shared<E, D> {
     fn drop(&mut self) {
-        self.control.leave();
+        self.leave();
     }
 }
 
@@ -421,6 +436,13 @@ fn check<E: Endpoint, D: Dialer>(session: &Session<E, D>) -> Result<(), Error> {
 }
 
 impl<E: Endpoint, D: Dialer> Shared<E, D> {
+    fn leave(&self) {
+        // Relaxed: whoever comes second has nothing to wait for.
+        if !self.left.swap(true, Ordering::Relaxed) {
+            self.control.leave();
+        }
+    }
+
     /// One look of the progress thread: if nobody has driven lately, drive. Also without tasks under way: connections break,
     /// segments move, and others wait for what this worker closed.
     fn progress(&self) {
@@ -531,7 +553,7 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
             table: self.id,
             range: range.into(),
             rounds_needed: rounds,
-            own_pushes: self.spec.aggregation == rangefold_proto::Aggregation::None,
+            own_pushes: self.spec.aggregation == Aggregation::None,
             patience_ms: u32::MAX,
         };
         let task = self.client.issue(DEADLINE, |session| session.driver.pull(pull))?;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rangefold_proto::client::Grant;
 use rangefold_proto::{ClusterMap, JobId, Lane, Limits, Round, ShardId, TableId, TableSpec, wire};
 use rangefold_transport::bootstrap::{DialError, Dialed as Reached, Hello, Purpose, dial};
@@ -142,16 +142,20 @@ pub fn connect<E: Endpoint + Send + 'static>(
         next_request: AtomicU32::new(0),
     });
     let waker = endpoint.waker();
+    let ending = stream.try_clone().map_err(broken)?;
     let hearing = Arc::clone(&line);
     let hear = move || hearing.hear(&stream, &sender, &waker);
     thread::Builder::new().name("rangefold-control".into()).spawn(hear).map_err(ConnectError::Thread)?;
-    let alive = Arc::downgrade(&line);
-    let sign = move || signs_of_life(&alive);
+    let (due, reports) = crossbeam_channel::bounded(1);
+    let (alive, progress) = (Arc::downgrade(&line), Arc::new(Mutex::new(Vec::new())));
+    let latest = Arc::clone(&progress);
+    let sign = move || signs_of_life(&alive, &latest, &reports);
     thread::Builder::new().name("rangefold-alive".into()).spawn(sign).map_err(ConnectError::Thread)?;
     let dialer = TcpDialer::new(endpoint.waker());
     let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
     let turns = Loop::new(Clock::new(), options.busy_threads);
-    Client::new(driver, news, Arc::new(Held(line)), turns, options.tau).map_err(ConnectError::Thread)
+    let held = Held { line, progress, due, stream: ending };
+    Client::new(driver, news, Arc::new(held), turns, options.tau).map_err(ConnectError::Thread)
 }
 
 /// The control connection of one worker.
@@ -163,13 +167,24 @@ struct Line {
     next_request: AtomicU32,
 }
 
+/// How far the lanes are.
+type Progress = Vec<(Lane, Round)>;
+
 /// The line as the client holds it: when the client is gone, the connection is closed.
-struct Held(Arc<Line>);
+struct Held {
+    line: Arc<Line>,
+    /// What is to be reported next, by the thread that gives signs of life: a scheduler that does not read must not hold up
+    /// whoever drives.
+    progress: Arc<Mutex<Progress>>,
+    due: Sender<()>,
+    /// The line's stream, to be shut down whoever is writing to it.
+    stream: TcpStream,
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
         // Ends the thread that hears. If the connection is broken already, it has ended.
-        let _ = self.0.writer().shutdown(Shutdown::Both);
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
@@ -231,14 +246,20 @@ impl Line {
     }
 }
 
-/// Tells the scheduler that this process lives, also while the program computes, until the line is gone.
-fn signs_of_life(line: &Weak<Line>) {
-    while let Some(line) = line.upgrade() {
-        if line.say(&ToScheduler::Alive).is_err() {
+/// Tells the scheduler how far this worker is, and that it lives, also while the program computes; until the line is gone.
+fn signs_of_life(line: &Weak<Line>, progress: &Mutex<Progress>, due: &Receiver<()>) {
+    loop {
+        let message = match due.recv_timeout(ALIVE) {
+            Ok(()) => {
+                let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                ToScheduler::Report(progress.clone())
+            }
+            Err(RecvTimeoutError::Timeout) => ToScheduler::Alive,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if line.upgrade().is_none_or(|line| line.say(&message).is_err()) {
             return;
         }
-        drop(line);
-        thread::sleep(ALIVE);
     }
 }
 
@@ -248,29 +269,32 @@ fn unexpected() -> ControlError {
 
 impl Control for Held {
     fn create_table(&self, spec: &TableSpec) -> Result<TableId, ControlError> {
-        match self.0.ask(|request| ToScheduler::CreateTable { request, spec: spec.clone() })? {
+        match self.line.ask(|request| ToScheduler::CreateTable { request, spec: spec.clone() })? {
             FromScheduler::Table { outcome, .. } => Ok(outcome?),
             _ => Err(unexpected()),
         }
     }
 
     fn report(&self, acknowledged: &[(Lane, Round)]) -> Result<(), ControlError> {
-        self.0.say(&ToScheduler::Report(acknowledged.to_vec()))
+        acknowledged.clone_into(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
+        // Full: it is due already, and the newest will be said. Gone: the connection has ended, which is noticed elsewhere.
+        let _ = self.due.try_send(());
+        Ok(())
     }
 
     fn barrier(&self) -> Result<(), ControlError> {
-        self.0.say(&ToScheduler::Barrier)
+        self.line.say(&ToScheduler::Barrier)
     }
 
     fn post(&self, name: &str, content: Vec<u8>) -> Result<(), ControlError> {
-        match self.0.ask(|request| ToScheduler::Post { request, name: name.into(), content })? {
+        match self.line.ask(|request| ToScheduler::Post { request, name: name.into(), content })? {
             FromScheduler::Posted { outcome, .. } => outcome.map_err(ControlError::Unreachable),
             _ => Err(unexpected()),
         }
     }
 
     fn notice(&self, name: &str) -> Result<Option<Vec<u8>>, ControlError> {
-        match self.0.ask(|request| ToScheduler::Notice { request, name: name.into() })? {
+        match self.line.ask(|request| ToScheduler::Notice { request, name: name.into() })? {
             FromScheduler::Notice { content, .. } => Ok(content),
             _ => Err(unexpected()),
         }
@@ -278,7 +302,7 @@ impl Control for Held {
 
     fn leave(&self) {
         // If it cannot be said, the broken connection says it.
-        let _ = self.0.say(&ToScheduler::Leave);
+        let _ = self.line.say(&ToScheduler::Leave);
     }
 }
 

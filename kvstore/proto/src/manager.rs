@@ -5,6 +5,7 @@
 //! Today a map is committed when this core has made it: chains of one, one manager, no witnesses (protocol.md N1 comes
 //! with replication). What callers see of it, a map with an epoch, stays.
 
+use alloc::collections::BTreeSet;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
@@ -34,7 +35,9 @@ pub enum JoinError {
 #[derive(Clone, Debug, Default)]
 pub struct ManagerCore {
     map: ClusterMap,
+    /// Of the servers that are there.
     ring: Ring,
+    gone: BTreeSet<ServerId>,
 }
 
 impl ManagerCore {
@@ -63,9 +66,26 @@ impl ManagerCore {
         }
         self.map.servers.push(entry);
         self.map.epoch.0 += 1;
-        let servers: Vec<ServerId> = self.map.servers.iter().map(|entry| entry.server).collect();
-        self.ring = Ring::new(&servers);
+        self.place_anew();
         Ok(())
+    }
+
+    /// A server is gone: no table that is made from now on has a segment there. What it owns stays named as its own.
+    pub fn leave(&mut self, server: ServerId) {
+        self.gone.insert(server);
+        self.place_anew();
+    }
+
+    fn place_anew(&mut self) {
+        let names = self.map.servers.iter().map(|entry| entry.server);
+        let servers: Vec<ServerId> = names.filter(|server| !self.gone.contains(server)).collect();
+        self.ring = Ring::new(&servers);
+    }
+
+    /// Servers that have joined and are not gone.
+    #[must_use]
+    pub fn servers(&self) -> usize {
+        self.ring.servers()
     }
 
     /// Makes a table, or finds the one that exists with the same specification.
@@ -180,6 +200,23 @@ mod tests {
     fn a_table_needs_a_server() {
         let spec = TableSpec::dense("w", ElementType::F64, 1, UpdateFunction::Add);
         assert_eq!(ManagerCore::new().create_table(&spec), Err(TableError::NoServers));
+    }
+
+    #[test]
+    fn tables_are_placed_on_servers_that_are_there() {
+        let mut manager = manager(2, 1);
+        let spec = TableSpec::dense("w", ElementType::F64, 1000, UpdateFunction::Add);
+        let before = manager.create_table(&spec).unwrap();
+        manager.leave(ServerId(0));
+        assert_eq!(manager.servers(), 1);
+        let beside = TableSpec { name: "g".into(), placement_group: "g".into(), ..spec.clone() };
+        let after = manager.create_table(&beside).unwrap();
+        let owners = |table| {
+            let owner = |index| manager.map().owner(SegmentId::new(table, index)).unwrap().server;
+            (0..16).map(owner).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(owners(after).into_iter().collect::<Vec<_>>(), [ServerId(1)]);
+        assert_eq!(owners(before).len(), 2, "what was placed stays where it is");
     }
 
     #[test]

@@ -156,7 +156,7 @@ pub enum TableError {
     },
     /// Fewer servers than the cluster is to have: a table made now would not use the others.
     #[error(
-        "{joined} of {expected} servers have joined; the others are not started, or cannot reach the scheduler"
+        "{joined} of {expected} servers are there; the others are not started, have ended, or cannot reach the scheduler"
     )]
     ServersMissing {
         /// Servers there are.

@@ -125,16 +125,23 @@ impl Kind {
 }
 
 /// Why a request is refused for good.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[repr(u8)]
 pub enum Refusal {
     /// No such table or segment.
+    #[error("it has no such table or segment; is it of the same cluster?")]
     NoSuchSegment = 1,
     /// The range is not the segment's, or the payload is not as long as the range says.
+    #[error("the range is not the segment's; do both sides run the same release?")]
     Shape = 2,
     /// A pull waited as long as its sender allowed.
+    #[error("the pull has waited there as long as it was allowed to")]
     Expired = 3,
+    /// The shard's host has no memory for the segment.
+    #[error("its host has no memory for this part of the table; use more servers, or a smaller table")]
+    NoMemory = 4,
     /// Not one of the above: a newer version's reason.
+    #[error("for a reason that only a newer release knows")]
     Other = 255,
 }
 
@@ -146,6 +153,7 @@ impl Refusal {
             1 => Self::NoSuchSegment,
             2 => Self::Shape,
             3 => Self::Expired,
+            4 => Self::NoMemory,
             _ => Self::Other,
         }
     }

@@ -6,6 +6,7 @@ mod planted;
 mod stage;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use stage::{Outcome, Stage};
 
@@ -44,11 +45,17 @@ fn main() -> ExitCode {
     if stages.is_empty() {
         return usage();
     }
+    let begun = Instant::now();
+    let mut closing = None;
     for (name, run) in stages {
-        if !stage::timed(name, run) {
-            return ExitCode::FAILURE;
+        match stage::timed(name, run) {
+            Outcome::Failed(_) => return ExitCode::FAILURE,
+            Outcome::Closed(line) => closing = Some(line),
+            Outcome::Passed | Outcome::Skipped(_) => {}
         }
     }
+    stage::say(&format!("== {name} done in {:.0} s", begun.elapsed().as_secs_f64()));
+    closing.inspect(|line| stage::say(line));
     ExitCode::SUCCESS
 }
 
@@ -87,8 +94,8 @@ fn aarch64() -> Outcome {
 
 fn deny() -> Outcome {
     if !stage::succeeds("cargo", &["deny", "--version"]) {
-        return Outcome::Skipped(
-            "cargo-deny is not installed (`cargo install cargo-deny` takes some minutes)".into(),
+        return stage::missing(
+            "cargo-deny is not installed (`cargo install --locked cargo-deny`, some minutes)",
         );
     }
     // Licences and sources are decided by the tree; advisories need a database from the network.
@@ -105,14 +112,15 @@ fn loom() -> Outcome {
 
 /// The README's test command.
 fn test() -> Outcome {
-    Stage::cargo(&["test", "--workspace", "--locked"]).run()
+    Stage::cargo(&["test", "--workspace", "--locked"]).run_tests()
 }
 
 /// Those files of the transport that hold `unsafe` and make no system calls, under Miri.
 fn miri() -> Outcome {
     if !stage::succeeds("cargo", &["+nightly", "miri", "--version"]) {
-        let help = "rustup toolchain install nightly --component miri,rust-src";
-        return Outcome::Skipped(format!("Miri is not installed ({help})"));
+        return stage::missing(
+            "Miri is not installed (`rustup toolchain install nightly --component miri,rust-src`)",
+        );
     }
     let filters = ["--", "region", "arena::tests", "memory", "wait"];
     Stage::cargo(

@@ -27,7 +27,7 @@ pub enum TaskError {
     #[error("{0} was given to another worker: this one was silent for too long or was replaced")]
     Fenced(Lane),
     /// A server refused it for good.
-    #[error("a server refused it: {0:?}")]
+    #[error("a server refused it: {0}")]
     Refused(Refusal),
     /// The caller gave up.
     #[error("cancelled")]

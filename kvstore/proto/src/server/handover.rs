@@ -5,7 +5,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::id::LinkId;
+use crate::id::{LinkId, SegmentId};
 use crate::map::Row;
 
 use super::segment::{ParkedPull, Segment};
@@ -28,6 +28,7 @@ impl<P> ServerCore<P> {
             }
         }
         self.segments.insert(row.segment, segment);
+        self.declined.remove(&row.segment);
         self.map.adopt_row(row);
         //= protocol.md T1
         // What a shard knows of closes is soft: lanes that hear of the new owner close with every segment named.
@@ -35,6 +36,11 @@ impl<P> ServerCore<P> {
             link.owe_row(row.segment);
             enlist(&mut self.speakers, id, link);
         }
+    }
+
+    /// The system has no memory for a segment that was placed here: whoever asks for it is told so, instead of to wait.
+    pub fn decline(&mut self, segment: SegmentId) {
+        self.declined.insert(segment);
     }
 
     /// Ceases to own a segment; the shell takes its values away. Its pulls are sent elsewhere.

@@ -12,7 +12,7 @@ mod say;
 mod segment;
 mod types;
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -39,6 +39,8 @@ pub struct ServerCore<P> {
     map: ClusterMap,
     view: View,
     segments: BTreeMap<SegmentId, Segment<P>>,
+    /// Segments that should be here and have no memory.
+    declined: BTreeSet<SegmentId>,
     links: BTreeMap<LinkId, ServerLink>,
     /// Connections with something to say and room to say it.
     speakers: VecDeque<LinkId>,
@@ -65,6 +67,7 @@ impl<P> ServerCore<P> {
             map: ClusterMap::default(),
             view: View::default(),
             segments: BTreeMap::new(),
+            declined: BTreeSet::new(),
             links: BTreeMap::new(),
             speakers: VecDeque::new(),
             waiters: VecDeque::new(),
@@ -293,8 +296,7 @@ impl<P> ServerCore<P> {
 
     /// Tells a pull that its segment is elsewhere, or not here yet.
     fn turn_away(&mut self, pull: &ParkedPull) {
-        let kind = self.whereabouts(pull.header.segment, pull.header.assignment);
-        let refusal = (kind == Kind::Refused).then_some(Refusal::NoSuchSegment);
+        let (kind, refusal) = self.whereabouts(pull.header.segment, pull.header.assignment);
         self.refuse_pull(pull, kind, refusal);
     }
 
@@ -311,14 +313,17 @@ impl<P> ServerCore<P> {
 
     //= protocol.md G1
     /// How to answer a frame for a segment that is not here.
-    fn whereabouts(&self, segment: SegmentId, assignment: Assignment) -> Kind {
+    fn whereabouts(&self, segment: SegmentId, assignment: Assignment) -> (Kind, Option<Refusal>) {
         match self.map.rows.get(&segment) {
             // Its table is newer than the map here: the sender heard of it first.
-            None if assignment.0 > 0 => Kind::Busy,
-            None => Kind::Refused,
-            Some(row) if row.owner == self.me => Kind::Busy,
-            Some(row) if row.assignment < assignment => Kind::NeedMap,
-            Some(_) => Kind::WrongEpoch,
+            None if assignment.0 > 0 => (Kind::Busy, None),
+            None => (Kind::Refused, Some(Refusal::NoSuchSegment)),
+            Some(row) if row.owner == self.me && self.declined.contains(&segment) => {
+                (Kind::Refused, Some(Refusal::NoMemory))
+            }
+            Some(row) if row.owner == self.me => (Kind::Busy, None),
+            Some(row) if row.assignment < assignment => (Kind::NeedMap, None),
+            Some(_) => (Kind::WrongEpoch, None),
         }
     }
 
@@ -386,19 +391,24 @@ impl<P> ServerCore<P> {
     fn sent(&mut self, id: LinkId, reply: bool) {
         if reply {
             self.replies_in_flight -= 1;
-            // The free reply slice goes to whoever has waited longest for one.
-            while let Some(waiter) = self.waiters.pop_front() {
-                if let Some(link) = self.links.get_mut(&waiter) {
-                    link.waits = false;
-                    enlist(&mut self.speakers, waiter, link);
-                    break;
-                }
-            }
+            self.wake_waiter();
         }
         if let Some(link) = self.links.get_mut(&id) {
             link.room += 1;
             enlist(&mut self.speakers, id, link);
         }
+    }
+
+    /// A free reply slice goes to whoever has waited longest for one. Whether there is anybody.
+    fn wake_waiter(&mut self) -> bool {
+        while let Some(waiter) = self.waiters.pop_front() {
+            if let Some(link) = self.links.get_mut(&waiter) {
+                link.waits = false;
+                enlist(&mut self.speakers, waiter, link);
+                return true;
+            }
+        }
+        false
     }
 
     fn lose(&mut self, id: LinkId) {

@@ -20,22 +20,10 @@ impl<P> ServerCore<P> {
         }
 
         let Some(segment) = self.segments.get(&header.segment) else {
-            let kind = self.whereabouts(header.segment, header.assignment);
-            let refusal = (kind == Kind::Refused).then_some(Refusal::NoSuchSegment);
+            let (kind, refusal) = self.whereabouts(header.segment, header.assignment);
             return self.answer_push(id, header, kind, refusal, Stamp(0), credit);
         };
-        let tile = header.tile(segment.range);
-        let expected = header.range.len().saturating_mul(u64::from(segment.value_bytes));
-        let shape = header.range.start <= header.range.end
-            && !tile.is_empty()
-            && segment.range.covers(tile)
-            && tile.covers(header.range)
-            && header.key_bytes == 0
-            && expected == u64::from(header.value_bytes);
-        if !shape {
-            return self.violation(id, "a push whose payload is not as long as its range says");
-        }
-        let value_bytes = segment.value_bytes;
+        let (range, value_bytes) = (segment.range, segment.value_bytes);
 
         //= protocol.md P10
         let incarnation = header.stamp.incarnation();
@@ -50,6 +38,18 @@ impl<P> ServerCore<P> {
             }
             // The answer names the stamp, so that a lane that came back under a new incarnation is not taken for it.
             _ => return self.answer_push(id, header, Kind::Fenced, None, header.stamp, credit),
+        }
+
+        let tile = header.tile(range);
+        let expected = header.range.len().saturating_mul(u64::from(value_bytes));
+        let shape = header.range.start <= header.range.end
+            && !tile.is_empty()
+            && range.covers(tile)
+            && tile.covers(header.range)
+            && header.key_bytes == 0
+            && expected == u64::from(header.value_bytes);
+        if !shape {
+            return self.violation(id, "a push whose payload is not as long as its range says");
         }
 
         // If we are here, the frame is well-formed, in the right place and from the lane's only holder.

@@ -21,19 +21,24 @@ impl<P> ServerCore<P> {
         if !may_send {
             return Output::Timeout(self.expiry);
         }
-        while let Some(id) = self.speakers.pop_front() {
-            let Some(mut link) = self.links.remove(&id) else { continue };
-            link.listed = false;
-            let said = if link.room > 0 { self.say(id, &mut link) } else { None };
-            if let Some((header, extension, body)) = said {
-                link.room -= 1;
-                enlist(&mut self.speakers, id, &mut link);
+        loop {
+            while let Some(id) = self.speakers.pop_front() {
+                let Some(mut link) = self.links.remove(&id) else { continue };
+                link.listed = false;
+                let said = if link.room > 0 { self.say(id, &mut link) } else { None };
+                if let Some((header, extension, body)) = said {
+                    link.room -= 1;
+                    enlist(&mut self.speakers, id, &mut link);
+                    self.links.insert(id, link);
+                    return Output::Send { link: id, header, extension, body };
+                }
                 self.links.insert(id, link);
-                return Output::Send { link: id, header, extension, body };
             }
-            self.links.insert(id, link);
+            // A reply slice may be free although somebody waits: whose turn it was is gone, or cannot send just now.
+            if self.replies_in_flight >= self.limits.replies_per_shard || !self.wake_waiter() {
+                return Output::Timeout(self.expiry);
+            }
         }
-        Output::Timeout(self.expiry)
     }
 
     /// One frame, the most urgent first. Every frame tells the credit.

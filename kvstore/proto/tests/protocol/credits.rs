@@ -124,6 +124,28 @@ fn a_lost_connection_does_not_keep_its_turn_at_the_slices() {
     assert_eq!(said(&effects).iter().map(|said| said.link).collect::<Vec<_>>(), [second]);
 }
 
+#[test]
+fn a_connection_without_room_passes_its_turn_at_the_slices_on() {
+    let limits = Limits { replies_per_shard: 1, sends_per_link: 1, ..Limits::standard() };
+    let mut shard = shard_with(limits, false);
+    let (slow, second) = (LinkId(2), LinkId(3));
+    for link in [slow, second] {
+        shard.tell(Input::Linked { link });
+        shard.show(link, &view(1, &[(1, 0), (1, 0)]));
+    }
+    shard.sends_complete = false;
+    assert_eq!(replies(&shard.pull(pull(0, at(1), 0..10), 0, &[])).len(), 1);
+    // It waits for the slice, and then an acknowledgement that its peer does not read takes its only send.
+    shard.pull_on(slow, pull(1, at(1), 0..10), 0, &[]);
+    assert_eq!(kinds(&shard.push_on(slow, push(1, at(2), at(0), 0..10))), [Kind::Ack]);
+    shard.pull_on(second, pull(1, at(3), 0..10), 0, &[]);
+    let effects = shard.tell(Input::Sent { link: LINK, reply: true });
+    assert_eq!(said(&effects).iter().map(|said| said.link).collect::<Vec<_>>(), [second]);
+    shard.tell(Input::Sent { link: slow, reply: false });
+    let effects = shard.tell(Input::Sent { link: second, reply: true });
+    assert_eq!(said(&effects).iter().map(|said| said.link).collect::<Vec<_>>(), [slow]);
+}
+
 //= protocol.md B3
 //= type=test
 #[test]

@@ -1,7 +1,7 @@
 //! Incarnations: who may push for a lane, and what is left of who may not any more (protocol.md P10, T7).
 
 use rangefold_proto::server::Input;
-use rangefold_proto::wire::Kind;
+use rangefold_proto::wire::{Header, Kind};
 use rangefold_proto::{KeyRange, Limits, LinkId};
 
 use crate::shard::{LINK, SEGMENT, Shard, acks, applied, kinds, only, pull, push, replies};
@@ -23,7 +23,10 @@ fn a_fenced_incarnation_is_told_so_with_its_own_stamp() {
     assert_eq!(applied(&effects), []);
     // Expect: the stamp, so that the lane's next holder on the same connection does not take it for its own.
     assert_eq!(only(&effects, Kind::Fenced).stamp, at(1));
-    assert_eq!(shard.core.counters().fenced, 1);
+    // Expect: whatever it sends is fenced, also what would end another's connection: its peer may hold lanes that are well.
+    let misshapen = Header { value_bytes: 8, ..push(0, at(2), at(1), 0..10) };
+    assert_eq!(only(&shard.push(misshapen), Kind::Fenced).stamp, at(2));
+    assert_eq!(shard.core.counters().fenced, 2);
 }
 
 //= protocol.md P10

@@ -84,6 +84,23 @@ fn a_segment_that_nobody_has_is_put_off_for_who_knows_it_and_refused_to_others()
 //= protocol.md G5
 //= type=test
 #[test]
+fn a_segment_without_memory_is_refused_with_that_reason_until_it_is_there() {
+    let tables = [table(10)];
+    let mut shard = Shard::bare(Limits::standard(), &map_of(&tables, id(0)), 0);
+    shard.tell(Input::View(view(1, &[(1, 0)])));
+    shard.tell(Input::Linked { link: LINK });
+    shard.show(LINK, &view(1, &[(1, 0)]));
+    only(&shard.pull(pull(0, at(1), 0..10), 0, &[]), Kind::Busy);
+    shard.core.decline(SEGMENT);
+    assert_eq!(refusal(&shard.pull(pull(0, at(2), 0..10), 0, &[])), Refusal::NoMemory);
+    assert_eq!(refusal(&shard.push(push(0, at(3), at(0), 0..10))), Refusal::NoMemory);
+    let row = shard.core.row(SEGMENT).unwrap();
+    shard.core.accept(row, None);
+    shard.drain();
+    assert_eq!(replies(&shard.pull(pull(0, at(4), 0..10), 0, &[])).len(), 1);
+}
+
+#[test]
 fn parked_pulls_are_sent_elsewhere_when_their_segment_goes() {
     let mut shard = shard();
     shard.pull(pull(0, at(1), 0..10), 1, &[]);

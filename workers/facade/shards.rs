@@ -1,0 +1,90 @@
+//! The shard threads of one server: started together, told together, and gone with their owner.
+//! Knows threads and what news mean to a shard; not where news come from. Held by `embed` and `server`.
+//! Source: design.md §2 (anatomy of a process).
+
+use std::thread::JoinHandle;
+
+use rangefold_kvstore::{Command, NodeOptions, ShardHandle};
+use rangefold_proto::{JobId, Limits, ServerId, ShardId};
+use rangefold_transport::Endpoint;
+use rangefold_transport::wait::Clock;
+use rangefold_workers::coordinator::News;
+
+use crate::pinning;
+
+/// Bytes that a shard may have under way in replies.
+const REPLY_BYTES_MAX: usize = 128 << 20;
+
+/// How the shards of a server are started.
+pub(crate) struct Plan<'a> {
+    pub(crate) server: ServerId,
+    pub(crate) shards: u16,
+    pub(crate) job: JobId,
+    pub(crate) limits: Limits,
+    pub(crate) clock: Clock,
+    /// Threads that may spin at once on this host.
+    pub(crate) busy_threads: usize,
+    /// Processors for the threads, in order; those beyond them are not pinned.
+    pub(crate) cores: &'a [usize],
+}
+
+/// Running shards. Dropping them stops the threads and waits for their end; the values are gone then.
+pub(crate) struct Shards {
+    handles: Vec<ShardHandle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Shards {
+    /// Starts the threads; `endpoint` makes one for each. Those that run are stopped when a later one cannot be started.
+    pub(crate) fn start<E: Endpoint + Send + 'static, Error: From<std::io::Error>>(
+        plan: &Plan<'_>,
+        mut endpoint: impl FnMut() -> Result<E, Error>,
+    ) -> Result<Self, Error> {
+        let mut started = Self { handles: Vec::new(), threads: Vec::new() };
+        for number in 0..plan.shards {
+            let shard = ShardId { server: plan.server, shard: number };
+            let node =
+                NodeOptions { shard, job: plan.job, limits: plan.limits, send_bytes_max: REPLY_BYTES_MAX };
+            let core = plan.cores.get(usize::from(number)).copied();
+            let pin = move || {
+                // A thread that stays where it was is slower, and no worse.
+                let _ = core.map(pinning::pin);
+            };
+            let (handle, thread) =
+                rangefold_kvstore::spawn(endpoint()?, node, plan.clock, plan.busy_threads, pin)?;
+            started.handles.push(handle);
+            started.threads.push(thread);
+        }
+        Ok(started)
+    }
+
+    /// How to reach each, in order.
+    pub(crate) fn handles(&self) -> &[ShardHandle] {
+        &self.handles
+    }
+}
+
+/// Passes on to shards what concerns them.
+pub(crate) fn tell(shards: &[ShardHandle], news: &News) {
+    for shard in shards {
+        let command = match news {
+            News::Map(map) => Command::Map(map.clone()),
+            News::View(view) => Command::View(view.clone()),
+            News::Run(_) | News::Barrier(_) | News::Stop => return,
+        };
+        // A shard that takes no commands has ended; whoever waits for it is told by its broken connections.
+        let _ = shard.command(command);
+    }
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        for shard in &self.handles {
+            shard.stop();
+        }
+        for thread in self.threads.drain(..) {
+            // A shard that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
