@@ -85,6 +85,7 @@ impl Bench<auto::Endpoint, remote::TcpDialer> {
             bind: "127.0.0.1:0".into(),
             advertise: None,
             shards: 1,
+            number: None,
             cores: cores::other(),
             busy_threads: 2,
             limits: Limits::standard(),
@@ -93,12 +94,13 @@ impl Bench<auto::Endpoint, remote::TcpDialer> {
         let server = Server::start(&options, || endpoint(true).map_err(|error| error.to_string()))?;
         let stopper = server.stopper();
         let shard = std::thread::spawn(move || {
-            let _ = server.serve();
+            let _ = server.serve(|| {});
         });
         let options = remote::Options {
             scheduler: address,
             workers: 1,
             parts: 1,
+            rank: None,
             tau: Some(0),
             limits: Limits::standard(),
             memory_bytes_max: 1 << 30,

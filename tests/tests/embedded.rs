@@ -200,7 +200,8 @@ fn an_ended_push_calls_back() {
     let called = Arc::new(AtomicUsize::new(0));
     for _ in 0..10 {
         let called = Arc::clone(&called);
-        table.push(0..8, &[1.0; 8]).unwrap().on_done(move || {
+        table.push(0..8, &[1.0; 8]).unwrap().on_done(move |outcome| {
+            assert_eq!(outcome, Ok(()));
             called.fetch_add(1, Ordering::Relaxed);
         });
     }
@@ -210,6 +211,99 @@ fn an_ended_push_calls_back() {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert_eq!(called.load(Ordering::Relaxed), 10);
+}
+
+#[test]
+fn a_push_that_cannot_end_any_more_calls_back_and_is_done() {
+    let (cluster, mut clients) = workers(1, Some(0));
+    let client = clients.remove(0);
+    let table = rounds(&client, "t", 8);
+    let (called, outcomes) = std::sync::mpsc::channel();
+    let too_late = called.clone();
+    // The round stays open, so neither push ends before the cluster does.
+    let waiting = table.push(0..8, &[1.0; 8]).unwrap();
+    table.push(0..8, &[1.0; 8]).unwrap().on_done(move |outcome| called.send(outcome).unwrap());
+    let last = table.push(0..8, &[1.0; 8]).unwrap();
+    drop(cluster);
+    assert_eq!(outcomes.recv_timeout(LONG), Ok(Err(Error::Stopped)));
+    assert!(waiting.is_done());
+    last.on_done(move |outcome| too_late.send(outcome).unwrap());
+    assert_eq!(outcomes.recv_timeout(LONG), Ok(Err(Error::Stopped)));
+    assert_eq!(waiting.wait(LONG).err(), Some(Error::Stopped));
+}
+
+#[test]
+fn a_callback_that_calls_its_client_panics_instead_of_waiting_for_itself() {
+    let (_cluster, client) = one();
+    let table = sums(&client, "t", 8);
+    let (called, outcome) = std::sync::mpsc::channel();
+    let again = table.clone();
+    table.push(0..8, &[1.0; 8]).unwrap().on_done(move |_| {
+        let call = std::panic::AssertUnwindSafe(|| again.push(0..8, &[1.0; 8]).map(drop));
+        called.send(std::panic::catch_unwind(call).is_err()).unwrap();
+    });
+    assert_eq!(outcome.recv_timeout(LONG), Ok(true));
+    assert_eq!(pull(&table, 0..1), [1.0]);
+}
+
+#[test]
+fn empty_ranges_are_nothing_to_do() {
+    let (_cluster, client) = one();
+    let table = sums(&client, "t", 100);
+    for at in [0, 5, 100] {
+        table.push(at..at, &[]).unwrap().wait(LONG).unwrap();
+        let mut ticket = table.pull(at..at).unwrap();
+        assert!(ticket.is_done());
+        assert!(ticket.wait_once(LONG).unwrap().is_empty());
+        assert!(ticket.wait_once(LONG).is_err(), "handed out once");
+    }
+    assert!(matches!(table.pull(101..101).err(), Some(Error::Issue(IssueError::Range { .. }))));
+}
+
+#[test]
+fn memory_that_values_held_is_there_for_anything_again() {
+    let options = Options { worker_bytes_max: 16 << 20, ..Options::default() };
+    let (_cluster, mut clients) = cluster(options);
+    let client = clients.remove(0);
+    let table = sums(&client, "t", 1 << 20);
+    // All of the memory in large pieces, then in small ones, then large again.
+    let held: Vec<_> = (0..4).map(|_| table.pull(0..1 << 19).unwrap().wait(LONG).unwrap()).collect();
+    drop(held);
+    let pushes: Vec<_> = (0..1000).map(|_| table.push(0..100, &[1.0; 100]).unwrap()).collect();
+    for push in pushes {
+        push.wait(LONG).unwrap();
+    }
+    let all = table.pull(0..1 << 20).unwrap().wait(LONG).unwrap();
+    assert_eq!((all[99], all[100]), (1000.0, 0.0));
+    let large = vec![0.0; (2 << 20) + 1];
+    let table = sums(&client, "large", large.len() as u64);
+    let error = table.push(0..large.len() as u64, &large).err();
+    assert!(matches!(error, Some(Error::Issue(IssueError::TooLarge { .. }))), "{error:?}");
+}
+
+#[test]
+fn a_wait_for_the_own_round_says_so() {
+    let (_cluster, clients) = workers(1, Some(0));
+    let table = rounds(&clients[0], "t", 8);
+    let push = table.push(0..8, &[1.0; 8]).unwrap();
+    let error = push.wait(SHORT).unwrap_err().to_string();
+    assert!(error.contains("`advance`"), "{error}");
+    let held = table.pull_at(0..8, 0).unwrap().wait(LONG).unwrap();
+    clients[0].advance(LONG).unwrap();
+    drop(held);
+}
+
+#[test]
+fn a_barrier_waits_for_workers_that_join_later_and_can_be_waited_for_again() {
+    let cluster = Cluster::start(Options { workers: 2, parts: 2, ..Options::default() }).unwrap();
+    let first = cluster.join().unwrap();
+    assert!(first.barrier(SHORT).is_err());
+    assert!(first.barrier(SHORT).is_err(), "the same one again");
+    let second = cluster.join().unwrap();
+    let waiter = std::thread::spawn(move || (first.barrier(LONG), first.barrier(SHORT).is_err()));
+    assert_eq!(second.barrier(LONG), Ok(()));
+    // Expect: one barrier each; the first's second one has not been reached by the other.
+    assert_eq!(waiter.join().unwrap(), (Ok(()), true));
 }
 
 /// Every worker pushes one per round and checks that it sees at least what the delay promises.
@@ -327,9 +421,12 @@ fn wrong_shapes_types_and_keys_are_errors_that_say_what_is_there() {
     let beyond = table.push(8..11, &[0.0; 6]).err().unwrap();
     assert_eq!(beyond, Error::Issue(IssueError::Range { range: KeyRange::new(8, 11), len: 10 }));
     assert_eq!(
-        table.pull(3..3).err(),
-        Some(Error::Issue(IssueError::Range { range: KeyRange::new(3, 3), len: 10 }))
+        table.pull(KeyRange { start: 3, end: 2 }).err(),
+        Some(Error::Issue(IssueError::Range { range: KeyRange::new(3, 2), len: 10 }))
     );
+    let mut short = [0.0; 3];
+    let into = table.pull(2..4).unwrap().wait_into(&mut short, LONG).err().unwrap();
+    assert_eq!(into, Error::Shape { range: KeyRange::new(2, 4), width: 2, found: 3, expected: 4 });
     let arguments = table.push_as(Lane(0), 0..1, &[0.0; 2], &[0.0; 5]).err().unwrap();
     assert_eq!(arguments, Error::Issue(IssueError::TooManyArguments));
     let lane = table.push_as(Lane(9), 0..1, &[0.0; 2], &[]).err().unwrap();
@@ -397,7 +494,7 @@ fn a_cluster_that_ends_while_a_client_waits_ends_the_wait() {
     assert!(took < LONG / 2, "{took:?}");
     // Expect: what comes afterwards ends as well.
     let table = clients[0].table::<f64>(&TableSpec::dense("u", ElementType::F64, 4, UpdateFunction::Add));
-    assert!(table.is_err() || table.unwrap().pull(0..4).unwrap().wait(LONG).is_err());
+    assert!(table.is_err() || table.unwrap().pull(0..4).is_err());
 }
 
 //= protocol.md T10

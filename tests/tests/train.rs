@@ -242,6 +242,48 @@ fn a_malformed_line_is_named_with_file_line_and_column() {
 }
 
 #[test]
+fn files_that_differ_are_not_trained_on_together() {
+    // As many rows, features and values, and other labels.
+    let one = Scratch::new("one.svm", "+1 1:1\n-1 2:1\n+1 1:1\n-1 2:1\n");
+    let other = Scratch::new("other.svm", "-1 1:1\n+1 2:1\n-1 1:1\n+1 2:1\n");
+    let data = [&one, &other].map(|file| Mapping::open(&file.0).unwrap());
+    let cluster = Cluster::start(Options { workers: 2, parts: 2, ..Options::default() }).unwrap();
+    let clients = [cluster.join().unwrap(), cluster.join().unwrap()];
+    let interrupt = AtomicBool::new(false);
+    let job = Job { parts: 2, lambda: 0.1, ..job(0) };
+    let outcomes = std::thread::scope(|scope| {
+        let threads = clients.into_iter().zip(&data).map(|(client, data)| {
+            let (job, interrupt) = (&job, &interrupt);
+            scope.spawn(move || train(&client, job, data, interrupt, |_| {}))
+        });
+        let threads: Vec<_> = threads.collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    let refused = outcomes.iter().filter(|outcome| matches!(outcome, Err(TrainError::OtherJob { .. })));
+    assert_eq!(refused.count(), 1, "{outcomes:?}");
+}
+
+#[test]
+fn more_features_than_a_round_can_carry_are_refused_before_memory_is_taken() {
+    let file = Scratch::new("wide.svm", "+1 1:1\n-1 2000000000:1\n+1 1:1\n-1 2:1\n");
+    let data = Mapping::open(&file.0).unwrap();
+    let error = run(&job(0), 1, 2, &data).swap_remove(0).unwrap_err();
+    let most = 2 * (16 << 20) / (u64::from(PARTS) * 8);
+    assert!(
+        matches!(error, TrainError::TooManyFeatures { features: 2_000_000_000, most: at, .. } if at == most),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_file_without_rows_is_named() {
+    let file = Scratch::new("empty.svm", "\n# nothing\n");
+    let data = Mapping::open(&file.0).unwrap();
+    let error = run(&job(0), 1, 1, &data).swap_remove(0).unwrap_err().to_string();
+    assert_eq!(error, format!("{} has no rows", file.0.display()));
+}
+
+#[test]
 fn more_parts_than_rows_are_refused() {
     let file = Scratch::new("short.svm", "+1 1:1\n-1 2:1\n");
     let data = Mapping::open(&file.0).unwrap();

@@ -99,6 +99,7 @@ impl Cluster {
         for server in 0..arguments.servers {
             let mut command = ours()?;
             command.env(pinning::VARIABLE, take(shards));
+            command.env("RANGEFOLD_SERVER", server.to_string());
             command.env("RANGEFOLD_BUSY_THREADS", busy.to_string());
             command.args(["server", "--scheduler", &address, "--until-stdin-closes"]);
             command.args([

@@ -27,6 +27,9 @@ pub(crate) struct Arguments {
     /// Shard threads, each the owner of its part of every table.
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: u16,
+    /// The number to be known by; `launch` counts them.
+    #[arg(long, value_name = "N", env = "RANGEFOLD_SERVER")]
+    number: Option<u32>,
     /// Processors for the shard threads, as 0,1,4; without them none is pinned.
     #[arg(long, value_name = "LIST", env = pinning::VARIABLE, default_value = "")]
     cores: String,
@@ -50,6 +53,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         bind: arguments.bind.clone(),
         advertise: arguments.advertise.clone(),
         shards: arguments.shards.max(1),
+        number: arguments.number,
         cores: pinning::parse(&arguments.cores)?,
         busy_threads: arguments.busy_threads,
         limits: Limits::standard(),
@@ -69,6 +73,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     if arguments.until_stdin_closes {
         stdin::when_closed(move || stopper.stop());
     }
-    server.serve()?;
+    server.serve(|| {
+        eprintln!("rangefold: the scheduler is gone; data go on, but nobody can join any more");
+    })?;
     Ok(Verdict::Success)
 }

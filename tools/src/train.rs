@@ -213,6 +213,7 @@ fn remote(
         scheduler: scheduler.to_owned(),
         workers: arguments.workers,
         parts: job.parts,
+        rank: Some(arguments.rank),
         tau: Some(job.delay),
         limits: Limits::standard(),
         memory_bytes_max: 1 << 30,

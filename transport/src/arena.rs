@@ -27,6 +27,7 @@
 //! and pair with each other.
 #![allow(unsafe_code, reason = "hands chunks out and takes them back: style.md §7")]
 
+use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
 use crate::error::RegionError;
@@ -65,7 +66,8 @@ pub(crate) struct Returns {
 
 /// All headers an arena ever made, and through them the regions.
 ///
-/// Invariant: a run's vector is never grown or moved from its allocation, so headers stay where they are.
+/// Invariant: a run's vector holds at least one header, and is never grown or moved from its allocation, so headers stay where
+/// they are.
 #[derive(Default)]
 struct Estate {
     runs: Vec<Vec<Chunk>>,
@@ -116,7 +118,9 @@ impl Returns {
 
 /// Hands out slices of memory within a budget. Owned by one thread; its slices may be dropped on any.
 ///
-/// Memory that was mapped for one class stays with it: `None` can come while other classes have chunks to spare.
+/// Memory moves between classes: when the budget is used up, mappings that are wholly free are unmapped for whoever asks, and
+/// then a larger free chunk serves a smaller request. `None` while memory is free therefore means that what is free lies in
+/// pieces that are too small.
 pub struct Arena {
     returns: NonNull<Returns>,
     estate: Estate,
@@ -133,6 +137,10 @@ pub struct Arena {
     used_bytes: usize,
     mapped_bytes: usize,
     budget_bytes: usize,
+    /// Chunks that have come back so far; and how many had when a search for so many bytes found too little. Only what comes
+    /// back makes another search worth its time.
+    returned_count: u64,
+    fruitless: Option<(u64, usize)>,
     refused: Option<RegionError>,
 }
 
@@ -161,6 +169,8 @@ impl Arena {
             used_bytes: 0,
             mapped_bytes: 0,
             budget_bytes: budget_bytes / CLASS_BYTES_MIN * CLASS_BYTES_MIN,
+            returned_count: 0,
+            fruitless: None,
             refused: None,
         }
     }
@@ -168,7 +178,8 @@ impl Arena {
     /// A slice of `len` bytes, 64-byte aligned, its contents unspecified (what was there before). `None`: the budget is
     /// used up, or the system refused memory ([`refused`](Self::refused) says so); try again after slices were dropped.
     ///
-    /// A list's pop when the class has a free chunk; else the returned ones are collected, else memory is added.
+    /// A list's pop when the class has a free chunk; else the returned ones are collected, else memory is added, else moved
+    /// from other classes: a pass over all that is free, at most once for each return.
     #[must_use]
     pub fn take(&mut self, len: usize) -> Option<SliceMut> {
         let chunk = match class_of(len) {
@@ -200,7 +211,7 @@ impl Arena {
         self.budget_bytes
     }
 
-    /// The regions mapped so far, to be attached. Grows, and only at its end, but when a large one is given up.
+    /// The regions mapped so far, to be attached. Grows at its end; loses those that are unmapped.
     #[must_use]
     pub fn regions(&self) -> &[Region] {
         &self.regions
@@ -218,6 +229,7 @@ impl Arena {
             let capacity = unsafe { chunk.as_ref() }.capacity();
             self.taken_count -= 1;
             self.used_bytes -= capacity;
+            self.returned_count += 1;
             match class_of(capacity) {
                 Some(class) => self.free[class].push(chunk),
                 None => self.free_large.push(chunk),
@@ -232,7 +244,8 @@ impl Arena {
         if self.free[class].is_empty() {
             self.grow(class);
         }
-        self.free[class].pop()
+        // A chunk of a larger class, at last.
+        self.free[class..].iter_mut().find_map(Vec::pop)
     }
 
     /// The growth step: adds free chunks to a class, as many as a run holds, or none when the budget is used up.
@@ -240,7 +253,7 @@ impl Arena {
     #[inline(never)]
     fn grow(&mut self, class: usize) {
         let chunk_bytes = class_bytes(class);
-        if chunk_bytes > SHARED_BYTES_MAX.min(STEP_BYTES) {
+        if !is_shared(class) {
             if let Some(region) = self.map(chunk_bytes) {
                 self.cut(class, &region, 0, 1);
             }
@@ -248,8 +261,7 @@ impl Arena {
         }
         let room = self.step.as_ref().map_or(0, |(region, begin)| region.len() - begin);
         if room < chunk_bytes {
-            let left = self.budget_bytes - self.mapped_bytes;
-            if left < chunk_bytes && !self.give_up_large(chunk_bytes) {
+            if !self.make_room(chunk_bytes) {
                 return;
             }
             let step_bytes = STEP_BYTES.min(self.budget_bytes - self.mapped_bytes);
@@ -303,9 +315,9 @@ impl Arena {
         self.keep(run).next()
     }
 
-    /// Maps within the budget, giving up free large chunks for it. `None` is remembered when the system refused.
+    /// Maps within the budget, giving up what is free for it. `None` is remembered when the system refused.
     fn map(&mut self, bytes: usize) -> Option<Region> {
-        if self.budget_bytes - self.mapped_bytes < bytes && !self.give_up_large(bytes) {
+        if !self.make_room(bytes) {
             return None;
         }
         match Region::map(bytes) {
@@ -321,20 +333,87 @@ impl Arena {
         }
     }
 
-    /// Unmaps free large chunks until `bytes` fit into the budget. Says whether they do.
-    fn give_up_large(&mut self, bytes: usize) -> bool {
-        while self.budget_bytes - self.mapped_bytes < bytes {
-            let Some(chunk) = self.free_large.pop() else { return false };
-            let address = chunk.as_ptr().cast_const();
-            let Some(index) = self.estate.runs.iter().position(|run| std::ptr::eq(run.as_ptr(), address))
-            else {
-                return false;
-            };
-            let header = self.estate.runs.swap_remove(index);
-            self.mapped_bytes -= header[0].capacity();
-            self.regions.retain(|region| !region.same(header[0].region()));
+    fn has_room(&self, bytes: usize) -> bool {
+        self.budget_bytes - self.mapped_bytes >= bytes
+    }
+
+    /// Unmaps what is free until `bytes` fit into the budget: chunks with a mapping of their own, the largest first, then
+    /// common mappings. Says whether they fit.
+    fn make_room(&mut self, bytes: usize) -> bool {
+        if self.has_room(bytes) {
+            return true;
         }
-        true
+        self.collect();
+        let searched = self.fruitless.is_some_and(|(at, least)| at == self.returned_count && bytes >= least);
+        if searched || self.budget_bytes - self.used_bytes < bytes {
+            return false;
+        }
+        while !self.has_room(bytes)
+            && let Some(chunk) = self.free_large.pop()
+        {
+            self.unmap_chunk(chunk);
+        }
+        for class in (0..CLASS_COUNT).rev().take_while(|&class| !is_shared(class)) {
+            while !self.has_room(bytes)
+                && let Some(chunk) = self.free[class].pop()
+            {
+                self.made[class] -= 1;
+                self.unmap_chunk(chunk);
+            }
+        }
+        if !self.has_room(bytes) {
+            self.unmap_free_steps();
+        }
+        let found = self.has_room(bytes);
+        self.fruitless = (!found).then_some((self.returned_count, bytes));
+        found
+    }
+
+    /// Unmaps a free chunk that has a mapping of its own, taken out of its list.
+    fn unmap_chunk(&mut self, chunk: NonNull<Chunk>) {
+        let address = chunk.as_ptr().cast_const();
+        let Some(index) = self.estate.runs.iter().position(|run| std::ptr::eq(run.as_ptr(), address)) else {
+            unreachable!("a chunk with a mapping of its own is a run of its own");
+        };
+        let header = self.estate.runs.swap_remove(index);
+        self.mapped_bytes -= header[0].capacity();
+        self.regions.retain(|region| !region.same(header[0].region()));
+    }
+
+    /// Unmaps the common mappings all of whose chunks are free.
+    fn unmap_free_steps(&mut self) {
+        // Chunks that are not free, by their mapping.
+        let mut taken: BTreeMap<NonNull<u8>, usize> = BTreeMap::new();
+        for run in self.estate.runs.iter().filter(|run| run[0].capacity() <= SHARED_BYTES_MAX.min(STEP_BYTES))
+        {
+            *taken.entry(run[0].region().base()).or_insert(0) += run.len();
+        }
+        // SAFETY: chunks in the free lists are alive (invariant of `free`).
+        let mapping = |chunk: &NonNull<Chunk>| unsafe { chunk.as_ref() }.region().base();
+        for chunk in self.free.iter().flatten() {
+            if let Some(count) = taken.get_mut(&mapping(chunk)) {
+                *count -= 1;
+            }
+        }
+        taken.retain(|_, count| *count == 0);
+        if taken.is_empty() {
+            return;
+        }
+        for (list, made) in self.free.iter_mut().zip(&mut self.made) {
+            let before = list.len();
+            list.retain(|chunk| !taken.contains_key(&mapping(chunk)));
+            *made -= before - list.len();
+        }
+        if self.step.as_ref().is_some_and(|(region, _)| taken.contains_key(&region.base())) {
+            self.step = None;
+        }
+        self.estate.runs.retain(|run| !taken.contains_key(&run[0].region().base()));
+        let mapped_bytes = &mut self.mapped_bytes;
+        self.regions.retain(|region| {
+            let goes = taken.contains_key(&region.base());
+            *mapped_bytes -= if goes { region.len() } else { 0 };
+            !goes
+        });
     }
 
     /// Takes the whole return stack.
@@ -407,6 +486,11 @@ fn class_of(len: usize) -> Option<usize> {
 
 fn class_bytes(class: usize) -> usize {
     CLASS_BYTES_MIN << class
+}
+
+/// Whether chunks of a class are cut from common mappings.
+fn is_shared(class: usize) -> bool {
+    class_bytes(class) <= SHARED_BYTES_MAX.min(STEP_BYTES)
 }
 
 #[cfg(all(test, loom))]

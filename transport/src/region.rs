@@ -96,7 +96,8 @@ impl Region {
         Arc::ptr_eq(&self.mapping, &other.mapping)
     }
 
-    fn base(&self) -> NonNull<u8> {
+    /// Where it begins: its name, as long as it is mapped.
+    pub(crate) fn base(&self) -> NonNull<u8> {
         self.mapping.base
     }
 }

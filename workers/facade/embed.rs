@@ -19,6 +19,7 @@ use rangefold_workers::control::{Control, ControlError};
 use rangefold_workers::coordinator::{AdmitError, Coordinator, Listener, News};
 use rangefold_workers::driver::{Dialed, Dialer, Driver};
 
+use crate::pinning;
 use crate::shards::{Plan, Shards, tell};
 
 const JOB: JobId = JobId(1);
@@ -146,7 +147,7 @@ impl Cluster {
             let told = shards.handles().to_vec();
             servers.push(shards);
             let listener = |_| -> Box<dyn Listener> { Box::new(ToShards(told)) };
-            coordinator.join_server("memory".into(), options.shards, 0, listener)?;
+            coordinator.join_server("memory".into(), options.shards, 0, None, listener)?;
         }
         let next_connection = AtomicU64::new(1);
         let shared = Shared { options, clock, busy_threads, shards: handles, next_connection, coordinator };
@@ -166,7 +167,7 @@ impl Cluster {
         let listener = |_| -> Box<dyn Listener> { Box::new(ToWorker { news, waker }) };
         // In one process a worker does not die alone, so silence proves nothing.
         let job = JobSpec { workers: options.workers, parts: options.parts, silence_ns: u64::MAX };
-        let worker = shared.coordinator.join_worker(job, listener)?;
+        let worker = shared.coordinator.join_worker(job, None, listener)?;
         let dialer = MemoryDialer { shared: Arc::clone(shared), dialed: VecDeque::new() };
         let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.worker_bytes_max);
         let control: Arc<dyn Control> = Arc::new(Place { shared: Arc::clone(shared), worker });
@@ -211,6 +212,10 @@ fn check(options: &Options) -> Result<(), StartError> {
     if options.parts < options.workers {
         let (parts, workers) = (options.parts, options.workers);
         return wrong(format!("{workers} workers need at least {workers} parts of the data, not {parts}"));
+    }
+    let allowed = pinning::allowed();
+    if let Some(core) = options.cores.iter().find(|core| !allowed.contains(core)) {
+        return wrong(format!("processor {core} is not one of this process's: {allowed:?}"));
     }
     if options.parts > options.limits.lanes_max {
         let (parts, max) = (options.parts, options.limits.lanes_max);

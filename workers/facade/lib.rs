@@ -1,33 +1,54 @@
 //! A parameter server: a sharded store for the parameters of a model, which many workers push to and pull from by key range.
 //!
+//! A cluster in one process, for one machine and for tests ([`embed`]):
+//!
 //! ```
-//! use std::time::Duration;
-//! use rangefold::{ElementType, TableSpec, UpdateFunction, embed};
+//! use rangefold::embed::{Cluster, Options};
+//! use rangefold::{DEADLINE, ElementType, TableSpec, UpdateFunction};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let cluster = embed::Cluster::start(embed::Options::default())?;
+//! let cluster = Cluster::start(Options::default())?;
 //! let client = cluster.join()?;
+//! client.wait_for_lanes(DEADLINE)?; // the job starts when all its workers have joined
 //! let weights = client.table::<f32>(&TableSpec::dense("weights", ElementType::F32, 1000, UpdateFunction::Add))?;
-//! weights.push(10..13, &[1.0, 2.0, 3.0])?.wait(Duration::from_secs(1))?;
-//! assert_eq!(*weights.pull(9..14)?.wait(Duration::from_secs(1))?, [0.0, 1.0, 2.0, 3.0, 0.0]);
+//!
+//! weights.push(10..13, &[1.0, 2.0, 3.0])?.wait(DEADLINE)?;
+//! assert_eq!(*weights.pull(9..14)?.wait(DEADLINE)?, [0.0, 1.0, 2.0, 3.0, 0.0]);
+//! client.advance(DEADLINE)?; // the round ends
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The crate only puts together what others do: [`rangefold_workers`] is the client, `rangefold_kvstore` the server; with the
-//! feature `server` (on by default) [`embed`] runs both in one process.
+//! A worker of a cluster of processes: [`remote`]. Programs for both are generic over the client's [`Endpoint`] and [`Dialer`].
+//!
+//! What a program holds is a [`Client`], its [`Table`]s, and a [`Ticket`] or [`PullTicket`] for what is under way.
+//!
+//! # Features
+//!
+//! | feature | brings |
+//! | ------- | ------ |
+//! | none | [`remote`]: a worker |
+//! | `server` | [`embed`], [`server`]: shard threads in this process |
+//! | `tool` (default, with `server`) | the binary `rangefold` |
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "server")]
 pub mod embed;
-#[cfg(feature = "server")]
 pub mod pinning;
+pub mod remote;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]
 mod shards;
 
+pub use rangefold_proto::client::{IssueError, TaskError, TaskId};
+pub use rangefold_proto::scheduler::SchedulerError;
 pub use rangefold_proto::{
-    Aggregation, ElementType, KeyRange, Lane, Limits, Round, ShardId, TableSpec, UpdateFunction, WorkerId,
+    Aggregation, ElementType, Incarnation, KeyRange, Lane, Limits, Member, Round, SegmentId, ServerId,
+    ShardId, TableError, TableId, TableSpec, UpdateFunction, WorkerId,
 };
-pub use rangefold_workers::{DEADLINE, Element, Error, Values};
+pub use rangefold_transport::Endpoint;
+pub use rangefold_workers::control::ControlError;
+pub use rangefold_workers::coordinator::AdmitError;
+pub use rangefold_workers::driver::Dialer;
+pub use rangefold_workers::{Client, Counters, DEADLINE, Element, Error, PullTicket, Table, Ticket, Values};

@@ -38,6 +38,8 @@ pub struct Options {
     pub advertise: Option<String>,
     /// Shard threads.
     pub shards: u16,
+    /// The number it would like to be known by, below the number of servers that the cluster is to have.
+    pub number: Option<u32>,
     /// Processors for the shard threads, in order; shards beyond them are not pinned.
     pub cores: Vec<usize>,
     /// Threads that may spin at once on this host, this process's and others'; shards do not spin when they outnumber the
@@ -114,7 +116,8 @@ impl Server {
         let control = dial_control(&options.scheduler, options.deadline)?;
         control.set_read_timeout(Some(options.deadline)).map_err(ServeError::Stream)?;
         control.set_write_timeout(Some(ANSWER)).map_err(ServeError::Stream)?;
-        let join = ToScheduler::JoinServer { address, shards: options.shards, host: 0 };
+        let (shards, number) = (options.shards, options.number);
+        let join = ToScheduler::JoinServer { address, shards, host: 0, number };
         write(&control, &join).map_err(ServeError::Stream)?;
         let server = match read(&control).map_err(ServeError::Stream)? {
             FromScheduler::Server(server) => server,
@@ -155,12 +158,12 @@ impl Server {
         Stopper(Arc::clone(&self.listener))
     }
 
-    /// Serves until it is told to stop, by the scheduler or a [`Stopper`]. Without the scheduler it goes on: data traffic
-    /// does not need it.
+    /// Serves until it is told to stop, by the scheduler or a [`Stopper`]. Without the scheduler it goes on, and `alone` is called
+    /// once: data traffic does not need it, but nobody can join any more.
     ///
     /// # Errors
     /// [`ServeError::Stream`], [`ServeError::Thread`].
-    pub fn serve(self) -> Result<(), ServeError> {
+    pub fn serve(self, alone: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
         let Self { listener, control, shards, grant, .. } = self;
         let ears = control.try_clone().map_err(ServeError::Stream)?;
         let (told, stopping) = (shards.handles().to_vec(), Arc::clone(&listener));
@@ -171,6 +174,9 @@ impl Server {
                     return stopping.stop();
                 }
                 tell(&told, &news);
+            }
+            if !stopping.is_stopped() {
+                alone();
             }
         };
         thread::Builder::new().name("rangefold-control".into()).spawn(hear).map_err(ServeError::Thread)?;

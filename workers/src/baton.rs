@@ -7,6 +7,7 @@
 //! contenders, and starts a new generation when it leaves; a passive thread looks itself now and then, because the holder may
 //! end its tasks without leaving. Blocking: a contender waits for the holder's turn.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
@@ -16,6 +17,22 @@ use rangefold_transport::{Shell, Waker};
 
 /// How long a passive thread waits before it looks itself.
 const PASSIVE: Duration = Duration::from_millis(20);
+
+thread_local! {
+    /// The baton whose shell this thread has, by its address; 0 for none.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Restores what was held before, also when a callback panics.
+struct Held {
+    before: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.set(self.before);
+    }
+}
 
 /// A shell that many threads share and one drives.
 pub(crate) struct Baton<S> {
@@ -45,13 +62,28 @@ impl<S: Shell> Baton<S> {
     }
 
     /// Does something with the shell, now.
+    ///
+    /// # Panics
+    /// This thread has it already: a callback calls the client that called it.
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut S) -> R) -> R {
+        let _held = self.hold();
         let mut shell = self.lock();
         act(&mut shell)
     }
 
+    /// Notes that this thread is about to have the shell.
+    fn hold(&self) -> Held {
+        let address = std::ptr::from_ref(self).addr();
+        assert!(
+            HELD.get() != address,
+            "a callback must not call the client whose task has ended: it would wait for itself"
+        );
+        Held { before: HELD.replace(address) }
+    }
+
     /// Does something with the shell if nobody else holds it.
     pub(crate) fn try_with<R>(&self, act: impl FnOnce(&mut S) -> R) -> Option<R> {
+        let _held = self.hold();
         self.try_lock().map(|mut shell| act(&mut shell))
     }
 
@@ -99,8 +131,10 @@ impl<S: Shell> Baton<S> {
                     // SeqCst, pairs with the addition in `lock`.
                     result.is_some() || self.contenders.load(Ordering::SeqCst) > 0
                 };
+                let held = self.hold();
                 turns.run(&mut *shell, until, Some(deadline_ns));
                 drop(shell);
+                drop(held);
                 self.tell();
                 if result.is_some() {
                     return result;

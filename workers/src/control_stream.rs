@@ -24,6 +24,8 @@ pub enum ToScheduler {
         shards: u16,
         /// Its host.
         host: u64,
+        /// The name it would like, so that messages speak of the server as whoever started it does.
+        number: Option<u32>,
     },
     /// The first message of a worker: what job it is part of.
     JoinWorker {
@@ -31,6 +33,8 @@ pub enum ToScheduler {
         workers: u32,
         /// Parts of its data.
         parts: u32,
+        /// Which of them this is, as whoever started it counts. No two that live may be the same.
+        rank: Option<u32>,
     },
     /// Make a table, or find it.
     CreateTable {
@@ -38,6 +42,8 @@ pub enum ToScheduler {
         request: u32,
         /// What it is to be.
         spec: TableSpec,
+        /// How long it may wait for servers that have not joined, in milliseconds.
+        patience_ms: u32,
     },
     /// How far the lanes are. A sign of life.
     Report(Vec<(Lane, Round)>),
@@ -142,7 +148,7 @@ mod tests {
     #[test]
     fn a_message_comes_back_as_it_went() {
         let spec = TableSpec::dense("w", ElementType::F64, 10, UpdateFunction::Add);
-        let message = ToScheduler::CreateTable { request: 7, spec };
+        let message = ToScheduler::CreateTable { request: 7, spec, patience_ms: 1000 };
         let mut bytes = Vec::new();
         write(&mut bytes, &message).unwrap();
         assert_eq!(read::<ToScheduler>(&bytes[..]).unwrap(), message);

@@ -60,6 +60,17 @@ pub enum AdmitError {
         /// What the new one wants.
         parts: u32,
     },
+    /// A rank beyond the job's workers.
+    #[error("rank {rank} of {workers} workers: ranks count from 0")]
+    Rank {
+        /// The rank.
+        rank: u32,
+        /// Workers of the job.
+        workers: u32,
+    },
+    /// A living worker has the rank.
+    #[error("rank {0} is taken by a worker that is there; give each worker a rank of its own")]
+    RankTaken(u32),
     /// A job that cannot be.
     #[error(
         "{workers} workers and {parts} parts are no job: there must be a worker, a part for each, and at most {LANES_MAX} parts"
@@ -76,13 +87,13 @@ struct Seat {
     listener: Box<dyn Listener>,
     /// Barriers that had been reached when the worker joined.
     barriers_before: u64,
+    rank: Option<u32>,
 }
 
 struct State {
     manager: ManagerCore,
     scheduler: Option<SchedulerCore>,
     job: Option<JobSpec>,
-    next_server: u32,
     servers: BTreeMap<ServerId, Box<dyn Listener>>,
     workers: BTreeMap<WorkerId, Seat>,
 }
@@ -103,7 +114,6 @@ impl Coordinator {
             manager: ManagerCore::new(),
             scheduler: None,
             job: None,
-            next_server: 0,
             servers: BTreeMap::new(),
             workers: BTreeMap::new(),
         };
@@ -119,7 +129,7 @@ impl Coordinator {
         Nanos(self.clock.now_ns())
     }
 
-    /// A server joins, under a name that it is given. It hears of the map and the view at once.
+    /// A server joins, under the name it would like if that is free. It hears of the map and the view at once.
     ///
     /// # Errors
     /// [`AdmitError::Server`].
@@ -128,12 +138,17 @@ impl Coordinator {
         address: String,
         shards: u16,
         host: u64,
+        number: Option<u32>,
         listener: impl FnOnce(ServerId) -> Box<dyn Listener>,
     ) -> Result<ServerId, AdmitError> {
         let mut state = self.lock();
-        let server = ServerId(state.next_server);
+        let is_free = |server: &ServerId| state.manager.map().server(*server).is_none();
+        let wished = number.filter(|&number| number < self.servers_expected).map(ServerId).filter(is_free);
+        // Names that may still be wished for are left to those that have them.
+        let others = (0..).map(ServerId).find(is_free).unwrap_or(ServerId(u32::MAX));
+        let beyond = (self.servers_expected..).map(ServerId).find(is_free).unwrap_or(others);
+        let server = wished.unwrap_or(if number.is_some() { beyond } else { others });
         state.manager.join(ServerEntry { server, address, shards, host })?;
-        state.next_server += 1;
         let listener = listener(server);
         if let Some(scheduler) = &state.scheduler {
             listener.tell(News::View(scheduler.view().clone()));
@@ -143,13 +158,15 @@ impl Coordinator {
         Ok(server)
     }
 
-    /// A worker joins. The first one names the job; all others must name the same.
+    /// A worker joins. The first one names the job; all others must name the same. `rank`, which of them it is, is checked where
+    /// it is known.
     ///
     /// # Errors
     /// [`AdmitError`].
     pub fn join_worker(
         &self,
         job: JobSpec,
+        rank: Option<u32>,
         listener: impl FnOnce(WorkerId) -> Box<dyn Listener>,
     ) -> Result<WorkerId, AdmitError> {
         let mut state = self.lock();
@@ -167,6 +184,14 @@ impl Coordinator {
             }
             _ => {}
         }
+        if let Some(rank) = rank {
+            if rank >= job.workers {
+                return Err(AdmitError::Rank { rank, workers: job.workers });
+            }
+            if state.workers.values().any(|seat| seat.rank == Some(rank)) {
+                return Err(AdmitError::RankTaken(rank));
+            }
+        }
         // Checked, so that the first worker's word binds the others.
         state.job.get_or_insert(job);
         let now = self.now();
@@ -177,7 +202,7 @@ impl Coordinator {
         let listener = listener(worker);
         listener.tell(News::Map(state.manager.map().clone()));
         listener.tell(News::View(view));
-        state.workers.insert(worker, Seat { listener, barriers_before });
+        state.workers.insert(worker, Seat { listener, barriers_before, rank });
         state.carry_orders();
         Ok(worker)
     }
@@ -189,6 +214,11 @@ impl Coordinator {
             scheduler.leave(worker);
         }
         state.carry_orders();
+        // A job that never started binds nobody: its workers may come again as others.
+        if state.scheduler.as_ref().is_some_and(|scheduler| !scheduler.started() && scheduler.workers() == 0)
+        {
+            (state.scheduler, state.job) = (None, None);
+        }
     }
 
     /// A server is gone. Its segments have no owner until it is replaced, which is not yet possible: whoever needs them waits.

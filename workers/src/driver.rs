@@ -136,10 +136,22 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         self.feed(input);
     }
 
-    /// Memory of `bytes` for a push's values, written by the caller and then pushed without a copy. `None` when as much as
-    /// allowed is under way: wait for a task to end.
-    pub fn buffer(&mut self, bytes: usize) -> Option<SliceMut> {
-        self.arena.take(bytes)
+    /// Memory of `bytes` for a push's values, written by the caller and then pushed without a copy.
+    ///
+    /// # Errors
+    /// [`IssueError::Full`] when as much as allowed is under way or held: wait for a task to end; [`IssueError::TooLarge`].
+    pub fn buffer(&mut self, bytes: usize) -> Result<SliceMut, IssueError> {
+        let max = self.arena.budget_bytes();
+        if bytes > max {
+            return Err(IssueError::TooLarge { bytes: bytes as u64, max: max as u64 });
+        }
+        self.arena.take(bytes).ok_or(IssueError::Full)
+    }
+
+    /// Bytes of pushes and pulls under way and of values that the program holds, and how many there may be.
+    pub fn memory_bytes(&mut self) -> (usize, usize) {
+        self.arena.collect();
+        (self.arena.used_bytes(), self.arena.budget_bytes())
     }
 
     /// Issues a push of `values`, which must be as long as the range says.
@@ -169,12 +181,9 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             self.core.map().tables.get(&pull.table).map_or(0, rangefold_proto::TableSpec::value_bytes);
         let bytes =
             usize::try_from(pull.range.len()).unwrap_or(usize::MAX).saturating_mul(key_bytes as usize);
-        let max = self.arena.budget_bytes();
-        if bytes > max && pull.range.end <= self.core.map().tables.get(&pull.table).map_or(0, |spec| spec.len)
-        {
-            return Err(IssueError::TooLarge { bytes: bytes as u64, max: max as u64 });
-        }
-        let memory = self.arena.take(if bytes > max { 0 } else { bytes }).ok_or(IssueError::Full)?;
+        let inside = self.core.map().tables.get(&pull.table).is_some_and(|spec| pull.range.end <= spec.len);
+        // The core says what is wrong with a range that is not the table's.
+        let memory = self.buffer(if inside { bytes } else { 0 })?;
         let task = self.core.pull(pull)?;
         self.destinations.insert(task, Destination { memory, range: pull.range });
         self.drain();

@@ -11,7 +11,7 @@ use crossbeam_channel::Receiver;
 use rangefold_proto::client::{Counters, IssueError, Pull, TaskError, TaskId};
 use rangefold_proto::wire::Arguments;
 use rangefold_proto::{
-    Aggregation, ElementType, KeyRange, Lane, Member, Round, SegmentId, ShardId, TableId, TableSpec,
+    Aggregation, ElementType, KeyRange, Lane, Limits, Member, Round, SegmentId, ShardId, TableId, TableSpec,
 };
 use rangefold_transport::wait::Loop;
 use rangefold_transport::{Endpoint, SliceMut};
@@ -78,7 +78,9 @@ pub enum Error {
     )]
     Eventual(String),
     /// This worker holds no lane (yet, or any more).
-    #[error("this worker holds no lane: the job has not started, or its lanes were given to another worker")]
+    #[error(
+        "this worker holds no lane: the job has not started (`wait_for_lanes` waits until all workers have joined), or its lanes were given to another worker"
+    )]
     NoLane,
     /// The lanes held are not those that [`Client::attend`] named: some were given to others, or to this worker. What was
     /// waited for goes on.
@@ -131,7 +133,8 @@ pub struct Table<T: Element, E: Endpoint, D: Dialer> {
     element: PhantomData<fn() -> T>,
 }
 
-/// A push under way. Dropping it does not stop the push.
+/// A push under way. Dropping it does not stop the push; dropping the last clone of its client does, so [`Client::flush`]
+/// before that.
 #[must_use = "an unacknowledged push is not safe yet: wait for it, or let the round do so"]
 pub struct Ticket<E: Endpoint, D: Dialer> {
     client: Client<E, D>,
@@ -142,11 +145,15 @@ pub struct Ticket<E: Endpoint, D: Dialer> {
 #[must_use = "a pull that nobody waits for is given up"]
 pub struct PullTicket<T: Element, E: Endpoint, D: Dialer> {
     client: Client<E, D>,
+    /// `None` when the range is empty, or the values were handed out.
     task: Option<TaskId>,
+    range: KeyRange,
+    width: u32,
+    spent: bool,
     element: PhantomData<fn() -> T>,
 }
 
-/// The values of a pull: `[n * width]`, in key order.
+/// The values of a pull: `[n * width]`, in key order. They lie in the client's memory (`memory_bytes_max`) until dropped.
 pub struct Values<T: Element> {
     memory: SliceMut,
     element: PhantomData<fn() -> T>,
@@ -220,7 +227,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         );
         self.0.waited_ns.fetch_add(self.now_ns().saturating_sub(begun_ns), Ordering::Relaxed);
         outcome.unwrap_or_else(|| {
-            let waits_for = self.with(|session| session.waits_for());
+            let waits_for = self.with(Session::waits_for);
             Err(Error::Deadline { what, after: deadline, waits_for })
         })
     }
@@ -326,7 +333,8 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         })
     }
 
-    /// Waits until every task of this worker has ended.
+    /// Waits until every task of this worker has ended. Pushes to tables that are aggregated by rounds end with their round:
+    /// call [`Self::advance`] first.
     ///
     /// # Errors
     /// [`Error::Deadline`], [`Error::Stopped`].
@@ -336,16 +344,20 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         })
     }
 
-    /// Waits until every worker of the job has called this as often.
+    /// Waits until every worker of the job has called this as often; before the job has started, for its workers to join. After
+    /// a deadline the next call waits for the same barrier. One thread of a worker at a time.
     ///
     /// # Errors
     /// [`Error::Control`], [`Error::Deadline`], [`Error::Stopped`].
     pub fn barrier(&self, deadline: Duration) -> Result<(), Error> {
-        let target = self.with(|session| {
-            session.barriers_reached += 1;
-            session.barriers_reached
+        let (target, again) = self.with(|session| {
+            let again = session.barriers_reached > session.barriers;
+            session.barriers_reached += u64::from(!again);
+            (session.barriers_reached, again)
         });
-        self.0.control.barrier()?;
+        if !again {
+            self.0.control.barrier()?;
+        }
         self.wait("waiting at a barrier for the other workers", deadline, |session| {
             (session.barriers >= target).then_some(())
         })
@@ -367,6 +379,21 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         Ok(self.0.control.notice(name)?)
     }
 
+    /// Shard threads of the cluster, as this worker's map has it.
+    #[must_use]
+    pub fn shard_count(&self) -> usize {
+        let servers = |session: &mut Session<E, D>| {
+            session.driver.core().map().servers.iter().map(|entry| usize::from(entry.shards)).sum()
+        };
+        self.with(servers)
+    }
+
+    /// This client's capacities.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.with(|session| session.driver.core().limits())
+    }
+
     /// What was counted.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -385,7 +412,8 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         self.with(|session| session.driver.core().describe())
     }
 
-    /// Tells the scheduler that this worker is done: its lanes go to others. Dropping the last clone says the same.
+    /// Tells the scheduler that this worker is done: its lanes go to others, and pushes that are not acknowledged end here
+    /// ([`Self::flush`] first). Dropping the last clone says the same.
     pub fn leave(&self) {
         self.0.leave();
     }
@@ -521,9 +549,13 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
             return Err(Error::Shape { range, width: self.spec.width, found: values.len(), expected });
         }
         let arguments = Arguments::new(arguments).ok_or(IssueError::TooManyArguments)?;
+        if self.is_nothing(range) {
+            self.client.with(|session| check(session))?;
+            return Ok(Ticket { client: self.client.clone(), task: None });
+        }
         let bytes = values.as_bytes();
         let task = self.client.issue(DEADLINE, |session| {
-            let mut memory = session.driver.buffer(bytes.len()).ok_or(IssueError::Full)?;
+            let mut memory = session.driver.buffer(bytes.len())?;
             memory.as_mut_bytes().copy_from_slice(bytes);
             session.driver.push(lane, self.id, range, memory, arguments)
         })?;
@@ -548,16 +580,30 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
     /// As [`Self::pull`].
     pub fn pull_at(&self, range: impl Into<KeyRange>, rounds: Round) -> Result<PullTicket<T, E, D>, Error> {
         let (lane, _) = self.first_lane()?;
+        let range = range.into();
+        if self.is_nothing(range) {
+            return Ok(self.pull_ticket(range, None));
+        }
         let pull = Pull {
             lane,
             table: self.id,
-            range: range.into(),
+            range,
             rounds_needed: rounds,
             own_pushes: self.spec.aggregation == Aggregation::None,
             patience_ms: u32::MAX,
         };
         let task = self.client.issue(DEADLINE, |session| session.driver.pull(pull))?;
-        Ok(PullTicket { client: self.client.clone(), task: Some(task), element: PhantomData })
+        Ok(self.pull_ticket(range, Some(task)))
+    }
+
+    fn pull_ticket(&self, range: KeyRange, task: Option<TaskId>) -> PullTicket<T, E, D> {
+        let (width, spent) = (self.spec.width, false);
+        PullTicket { client: self.client.clone(), task, range, width, spent, element: PhantomData }
+    }
+
+    /// Whether a range holds no key and lies in the table: parts of the keys are often empty, and then there is nothing to do.
+    fn is_nothing(&self, range: KeyRange) -> bool {
+        range.start == range.end && range.end <= self.spec.len
     }
 
     /// Pushes to a range and pulls it, in one round trip: the values hold the push (but in a table that is aggregated
@@ -573,15 +619,18 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
 }
 
 impl<E: Endpoint, D: Dialer> Ticket<E, D> {
-    /// Whether the push has ended.
+    /// Whether the push has ended, or its cluster.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.task.is_none_or(|task| self.client.0.baton.with(|session| session.driver.has_ended(task)))
+        let ended =
+            |task| self.client.0.baton.with(|session| session.driver.has_ended(task) || session.stopped);
+        self.task.is_none_or(ended)
     }
 }
 
 impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Ticket<E, D> {
-    /// Waits until every owner has acknowledged the push.
+    /// Waits until every owner has acknowledged the push. One to a table that is aggregated by rounds is acknowledged when every
+    /// worker has ended the round: call [`Client::advance`] first.
     ///
     /// # Errors
     /// [`Error::Task`], [`Error::Deadline`] (the push goes on), [`Error::Stopped`].
@@ -595,19 +644,22 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Ticket<E, D> {
         Ok(ended?.outcome?)
     }
 
-    /// Calls back when the push has ended, on the thread that drives then. The callback must not call the client.
-    pub fn on_done(mut self, callback: impl FnOnce() + Send + 'static) {
-        let Some(task) = self.task.take() else { return };
+    /// Calls back when the push has ended, and how: with [`Error::Task`], or [`Error::Stopped`] when its cluster has. It runs on
+    /// the thread that drives then: one that waits on this client, else the progress thread, within about 10 ms. It must be
+    /// short, and calling the client from it panics.
+    pub fn on_done(mut self, callback: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        let Some(task) = self.task.take() else { return callback(Ok(())) };
         let callback: Callback = Box::new(callback);
         self.client.with(|session| session.call_back_at_end(task, callback));
     }
 }
 
 impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> PullTicket<T, E, D> {
-    /// Whether the values are there.
+    /// Whether the values are there, or never will be because the cluster has ended.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.task.is_none_or(|task| self.client.with(|session| session.driver.has_ended(task)))
+        self.task
+            .is_none_or(|task| self.client.with(|session| session.driver.has_ended(task) || session.stopped))
     }
 
     /// Waits for the values.
@@ -624,10 +676,17 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> PullT
     /// # Errors
     /// [`Error::Task`], [`Error::Deadline`], [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn wait_once(&mut self, deadline: Duration) -> Result<Values<T>, Error> {
-        let Some(task) = self.task else { return Err(Error::Task(TaskError::Cancelled)) };
+        if self.spent {
+            return Err(Error::Task(TaskError::Cancelled));
+        }
+        let Some(task) = self.task else {
+            let memory = self.client.with(|session| session.driver.buffer(0))?;
+            self.spent = true;
+            return Ok(Values { memory, element: PhantomData });
+        };
         let ended =
             self.client.wait("waiting for a pull", deadline, |session| session.driver.take_ended(task))?;
-        self.task = None;
+        (self.task, self.spent) = (None, true);
         ended.outcome?;
         let memory = ended.values.ok_or(Error::Task(TaskError::Cancelled))?;
         Ok(Values { memory, element: PhantomData })
@@ -638,11 +697,12 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> PullT
     /// # Errors
     /// As [`Self::wait`]; [`Error::Shape`] when `out` is not as long.
     pub fn wait_into(self, out: &mut [T], deadline: Duration) -> Result<(), Error> {
-        let values = self.wait(deadline)?;
-        if values.len() != out.len() {
-            let range = KeyRange::default();
-            return Err(Error::Shape { range, width: 1, found: out.len(), expected: values.len() as u64 });
+        let (range, width) = (self.range, self.width);
+        let expected = range.len().saturating_mul(u64::from(width));
+        if out.len() as u64 != expected {
+            return Err(Error::Shape { range, width, found: out.len(), expected });
         }
+        let values = self.wait(deadline)?;
         out.copy_from_slice(&values);
         Ok(())
     }

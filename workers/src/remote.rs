@@ -46,6 +46,8 @@ pub struct Options {
     pub workers: u32,
     /// Parts of its data.
     pub parts: u32,
+    /// Which of the workers this is, from 0, if somebody counts them: two with the same rank are refused.
+    pub rank: Option<u32>,
     /// Bounded delay; `None` is eventual.
     pub tau: Option<Round>,
     /// Capacities.
@@ -55,7 +57,7 @@ pub struct Options {
     /// Threads that may spin at once on this host, this process's and others'; this one does not spin when they outnumber the
     /// processors.
     pub busy_threads: usize,
-    /// How long joining may take.
+    /// How long joining may take, and how long a table may wait for servers.
     pub deadline: Duration,
 }
 
@@ -125,8 +127,8 @@ pub fn connect<E: Endpoint + Send + 'static>(
     let stream = dial_control(&options.scheduler, options.deadline)?;
     stream.set_read_timeout(Some(options.deadline)).map_err(broken)?;
     stream.set_write_timeout(Some(ANSWER)).map_err(broken)?;
-    write(&stream, &ToScheduler::JoinWorker { workers: options.workers, parts: options.parts })
-        .map_err(broken)?;
+    let (workers, parts, rank) = (options.workers, options.parts, options.rank);
+    write(&stream, &ToScheduler::JoinWorker { workers, parts, rank }).map_err(broken)?;
     match read(&stream).map_err(broken)? {
         FromScheduler::Worker(_) => {}
         FromScheduler::Refused(text) => return Err(ConnectError::Refused { address, text }),
@@ -154,7 +156,7 @@ pub fn connect<E: Endpoint + Send + 'static>(
     let dialer = TcpDialer::new(endpoint.waker());
     let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
     let turns = Loop::new(Clock::new(), options.busy_threads);
-    let held = Held { line, progress, due, stream: ending };
+    let held = Held { line, progress, due, patience: options.deadline, stream: ending };
     Client::new(driver, news, Arc::new(held), turns, options.tau).map_err(ConnectError::Thread)
 }
 
@@ -177,6 +179,8 @@ struct Held {
     /// whoever drives.
     progress: Arc<Mutex<Progress>>,
     due: Sender<()>,
+    /// How long a table may wait for servers.
+    patience: Duration,
     /// The line's stream, to be shut down whoever is writing to it.
     stream: TcpStream,
 }
@@ -203,16 +207,20 @@ impl Line {
     }
 
     /// Asks and waits for the answer.
-    fn ask(&self, question: impl FnOnce(u32) -> ToScheduler) -> Result<FromScheduler, ControlError> {
+    fn ask(
+        &self,
+        within: Duration,
+        question: impl FnOnce(u32) -> ToScheduler,
+    ) -> Result<FromScheduler, ControlError> {
         // Relaxed: only that numbers differ matters.
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = crossbeam_channel::bounded(1);
         self.waiting().insert(request, sender);
         let said = self.say(&question(request));
         let outcome = said.and_then(|()| {
-            answer.recv_timeout(ANSWER).map_err(|_| {
+            answer.recv_timeout(within).map_err(|_| {
                 let text =
-                    format!("{}: no answer within {ANSWER:?}; it has ended or is stopped", self.address);
+                    format!("{}: no answer within {within:?}; it has ended or is stopped", self.address);
                 ControlError::Unreachable(text)
             })
         });
@@ -269,7 +277,10 @@ fn unexpected() -> ControlError {
 
 impl Control for Held {
     fn create_table(&self, spec: &TableSpec) -> Result<TableId, ControlError> {
-        match self.line.ask(|request| ToScheduler::CreateTable { request, spec: spec.clone() })? {
+        // The scheduler waits for servers that have not joined, and says at the end how many are missing.
+        let patience_ms = u32::try_from(self.patience.as_millis()).unwrap_or(u32::MAX);
+        let question = |request| ToScheduler::CreateTable { request, spec: spec.clone(), patience_ms };
+        match self.line.ask(self.patience + ANSWER, question)? {
             FromScheduler::Table { outcome, .. } => Ok(outcome?),
             _ => Err(unexpected()),
         }
@@ -287,14 +298,14 @@ impl Control for Held {
     }
 
     fn post(&self, name: &str, content: Vec<u8>) -> Result<(), ControlError> {
-        match self.line.ask(|request| ToScheduler::Post { request, name: name.into(), content })? {
+        match self.line.ask(ANSWER, |request| ToScheduler::Post { request, name: name.into(), content })? {
             FromScheduler::Posted { outcome, .. } => outcome.map_err(ControlError::Unreachable),
             _ => Err(unexpected()),
         }
     }
 
     fn notice(&self, name: &str) -> Result<Option<Vec<u8>>, ControlError> {
-        match self.line.ask(|request| ToScheduler::Notice { request, name: name.into() })? {
+        match self.line.ask(ANSWER, |request| ToScheduler::Notice { request, name: name.into() })? {
             FromScheduler::Notice { content, .. } => Ok(content),
             _ => Err(unexpected()),
         }

@@ -22,8 +22,8 @@ use crate::remote::JOB;
 const MESSAGES_MAX: usize = 4096;
 /// How long one that has connected may take to say what it is.
 const INTRODUCTION: Duration = Duration::from_secs(5);
-/// How long a table waits for servers that have not joined; less than a worker waits for the answer.
-const SERVERS: Duration = Duration::from_secs(15);
+/// How long a table waits for servers that have not joined, at most.
+const SERVERS: Duration = Duration::from_secs(600);
 /// Between two looks.
 const AGAIN: Duration = Duration::from_millis(5);
 /// How often the silent are looked for.
@@ -39,7 +39,7 @@ pub enum Happening {
     /// A worker has joined.
     WorkerJoined(WorkerId, String),
     /// A worker is done, or its connection ended; its lanes go to others.
-    WorkerLeft(WorkerId, &'static str),
+    WorkerLeft(WorkerId, String),
     /// One was refused.
     Refused(String, String),
 }
@@ -136,7 +136,7 @@ fn attend(
     // Before anybody joins, so that nobody who joined is forgotten when this fails.
     speak(stream, messages)?;
     match first {
-        ToScheduler::JoinServer { address, shards, host } => {
+        ToScheduler::JoinServer { address, shards, host, number } => {
             let hearer = queue()?;
             let said = format!("{address}, {shards} shards");
             let greeted = |server| {
@@ -144,7 +144,7 @@ fn attend(
                 let _ = sender.try_send(FromScheduler::Server(server));
                 hearer
             };
-            match coordinator.join_server(address, shards, host, greeted) {
+            match coordinator.join_server(address, shards, host, number, greeted) {
                 Ok(server) => {
                     happened(Happening::ServerJoined(server, said));
                     let _ = listen(stream, coordinator, None, &sender);
@@ -155,16 +155,17 @@ fn attend(
                 Err(error) => refuse(stream, &error.to_string()),
             }
         }
-        ToScheduler::JoinWorker { workers, parts } => {
+        ToScheduler::JoinWorker { workers, parts, rank } => {
             let silence_ns = u64::try_from(silence.as_nanos()).unwrap_or(u64::MAX);
             let hearer = queue()?;
             let greeted = |worker| {
                 let _ = sender.try_send(FromScheduler::Worker(worker));
                 hearer
             };
-            match coordinator.join_worker(JobSpec { workers, parts, silence_ns }, greeted) {
+            let who = rank.map_or_else(String::new, |rank| format!(" (rank {rank})"));
+            match coordinator.join_worker(JobSpec { workers, parts, silence_ns }, rank, greeted) {
                 Ok(worker) => {
-                    happened(Happening::WorkerJoined(worker, from.into()));
+                    happened(Happening::WorkerJoined(worker, format!("{from}{who}")));
                     let why = match listen(stream, coordinator, Some(worker), &sender) {
                         Ok(()) => "it is done",
                         Err(error)
@@ -178,7 +179,7 @@ fn attend(
                         Err(_) => "its connection broke: its process has ended",
                     };
                     coordinator.leave(worker);
-                    happened(Happening::WorkerLeft(worker, why));
+                    happened(Happening::WorkerLeft(worker, format!("{why}{who}")));
                     Ok(())
                 }
                 Err(error) => refuse(stream, &error.to_string()),
@@ -193,8 +194,9 @@ fn create_table(
     coordinator: &Coordinator,
     worker: WorkerId,
     spec: &TableSpec,
+    patience: Duration,
 ) -> Result<TableId, TableError> {
-    let until = Instant::now() + SERVERS;
+    let until = Instant::now() + patience.min(SERVERS);
     loop {
         match coordinator.create_table(spec) {
             Err(TableError::ServersMissing { .. }) if Instant::now() < until => {
@@ -250,8 +252,10 @@ fn listen(
                 let _ = coordinator.barrier(worker);
                 None
             }
-            (ToScheduler::CreateTable { request, spec }, Some(worker)) => {
-                Some(FromScheduler::Table { request, outcome: create_table(coordinator, worker, &spec) })
+            (ToScheduler::CreateTable { request, spec, patience_ms }, Some(worker)) => {
+                let patience = Duration::from_millis(u64::from(patience_ms));
+                let outcome = create_table(coordinator, worker, &spec, patience);
+                Some(FromScheduler::Table { request, outcome })
             }
             (ToScheduler::Post { request, name, content }, Some(worker)) => {
                 let outcome = coordinator.post(worker, &name, content).map_err(|error| error.to_string());

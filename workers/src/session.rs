@@ -12,14 +12,15 @@ use rangefold_transport::{Endpoint, Shell, Turn};
 use crate::control::Control;
 use crate::coordinator::News;
 use crate::driver::{Command, Dialer, Driver};
+use crate::handle::Error;
 
 /// Control events of one turn, at most.
 const EVENTS_PER_TURN: usize = 64;
 /// How often a worker says how far it is, in nanoseconds.
 const REPORT_NS: u64 = 50_000_000;
 
-/// Called when a task has ended, by the thread that drives; must not call back into the client.
-pub(crate) type Callback = Box<dyn FnOnce() + Send>;
+/// Called when a task has ended, with how, by the thread that drives; must not call back into the client.
+pub(crate) type Callback = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// A driver with its control plane.
 pub(crate) struct Session<E: Endpoint, D: Dialer> {
@@ -62,7 +63,12 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
             News::View(view) => self.driver.command(now_ns, Command::View(view)),
             News::Run(lanes) => self.driver.command(now_ns, Command::Run(lanes)),
             News::Barrier(number) => self.barriers = self.barriers.max(number),
-            News::Stop => self.stopped = true,
+            News::Stop => {
+                self.stopped = true;
+                for (_, callback) in std::mem::take(&mut self.callbacks) {
+                    callback(Err(Error::Stopped));
+                }
+            }
         }
     }
 
@@ -97,23 +103,36 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
 
     /// Calls back when a task has ended, or now if it has.
     pub(crate) fn call_back_at_end(&mut self, task: TaskId, callback: Callback) {
-        if self.driver.core().is_open(task) {
-            self.callbacks.insert(task, callback);
-        } else {
+        if let Some(ended) = self.driver.take_ended(task) {
+            callback(ended.outcome.map_err(Error::from));
+        } else if self.stopped {
             self.driver.forget(task);
-            callback();
+            callback(Err(Error::Stopped));
+        } else {
+            self.callbacks.insert(task, callback);
         }
     }
 
     /// The likely cause of a wait, in a sentence.
-    pub(crate) fn waits_for(&self) -> String {
+    pub(crate) fn waits_for(&mut self) -> String {
+        let (held, most) = self.driver.memory_bytes();
         let core = self.driver.core();
         let unreachable: Vec<String> = core.unreachable().map(|shard| format!("{shard:?}")).collect();
         if !unreachable.is_empty() {
             return format!("not reachable: {}", unreachable.join(", "));
         }
+        if core.open_tasks() == 0 && held > 0 {
+            return format!(
+                "nothing is under way, but {held} of {most} bytes of this worker's memory hold values of pulls: drop them"
+            );
+        }
         if core.open_tasks() == 0 {
             return "this worker has nothing under way: it waits for other workers or for the scheduler"
+                .into();
+        }
+        if core.waits_for_own_rounds() {
+            return "all that is open belongs to rounds that this worker has not ended: a push to a table that is aggregated by rounds, \
+                    or a pull of a round to come, ends after `advance`"
                 .into();
         }
         let waiting = core.waiting_for();
@@ -132,9 +151,9 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
         let ended: Vec<TaskId> =
             self.callbacks.keys().copied().filter(|&task| self.driver.has_ended(task)).collect();
         for task in ended {
-            self.driver.forget(task);
-            if let Some(callback) = self.callbacks.remove(&task) {
-                callback();
+            let ended = self.driver.take_ended(task);
+            if let (Some(ended), Some(callback)) = (ended, self.callbacks.remove(&task)) {
+                callback(ended.outcome.map_err(Error::from));
             }
         }
     }

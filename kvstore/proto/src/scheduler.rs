@@ -242,6 +242,10 @@ impl SchedulerCore {
     }
 
     fn release_barrier(&mut self) {
+        // Workers that have not joined yet have not reached it.
+        if !self.started {
+            return;
+        }
         while !self.workers.is_empty() && self.workers.values().all(|worker| worker.barriers > self.barriers)
         {
             self.barriers += 1;
@@ -396,6 +400,18 @@ mod tests {
         assert_eq!(orders(&mut scheduler), []);
         scheduler.leave(WorkerId(1));
         assert!(orders(&mut scheduler).contains(&Order::Barrier(1)));
+    }
+
+    #[test]
+    fn a_barrier_waits_for_workers_that_have_not_joined() {
+        let mut scheduler = SchedulerCore::new(SPEC);
+        scheduler.join(Nanos(0)).unwrap();
+        scheduler.barrier(WorkerId(0)).unwrap();
+        assert_eq!(orders(&mut scheduler), []);
+        scheduler.join(Nanos(0)).unwrap();
+        assert!(!orders(&mut scheduler).contains(&Order::Barrier(1)));
+        scheduler.barrier(WorkerId(1)).unwrap();
+        assert_eq!(orders(&mut scheduler), [Order::Barrier(1)]);
     }
 
     #[test]

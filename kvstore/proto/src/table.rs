@@ -71,7 +71,7 @@ pub struct TableSpec {
     pub initial: f64,
     /// How many segments it is cut into: a power of two, at most `len` and 2^15.
     pub segments: u16,
-    /// Tables of one group are cut and placed alike. A table alone has its own name here.
+    /// Tables of one group are cut and placed alike. A table alone has its own name here: give a copy of a specification both.
     pub placement_group: String,
 }
 
@@ -94,6 +94,9 @@ pub enum TableError {
         /// The limit.
         max: u32,
     },
+    /// Not a number, or more than the element can hold.
+    #[error("table `{0}` is to begin at a value that its elements cannot hold")]
+    Initial(String),
     /// A width that the update function cannot work with.
     #[error("table `{name}` has {width} elements per key, but its update function works on rows of {needed}")]
     Rows {
@@ -216,6 +219,12 @@ impl TableSpec {
         if self.update == UpdateFunction::ProximalL1 && self.width != 2 {
             return Err(TableError::Rows { name: name(), width: self.width, needed: 2 });
         }
+        // Not a number equals nothing, so the table could never be attached to.
+        #[allow(clippy::cast_possible_truncation, reason = "whether it fits is the question")]
+        let narrowed = self.element == ElementType::F32 && (self.initial as f32).is_infinite();
+        if self.initial.is_nan() || narrowed && self.initial.is_finite() {
+            return Err(TableError::Initial(name()));
+        }
         let segments = self.segments;
         if !segments.is_power_of_two() || segments > 1 << 15 || u64::from(segments) > self.len {
             return Err(TableError::Segments { name: name(), len: self.len, segments });
@@ -306,6 +315,10 @@ mod tests {
             assert!(matches!(spec.check(), Err(TableError::Segments { .. })), "{wrong} segments of 10 keys");
         }
         assert!(matches!(TableSpec { width: 0, ..good.clone() }.check(), Err(TableError::Width { .. })));
+        for initial in [f64::NAN, 1e300, -1e39] {
+            assert!(matches!(TableSpec { initial, ..good.clone() }.check(), Err(TableError::Initial(_))));
+        }
+        assert_eq!(TableSpec { initial: f64::NEG_INFINITY, ..good.clone() }.check(), Ok(()));
         assert!(matches!(TableSpec { len: 0, ..good }.check(), Err(TableError::Empty(_))));
     }
 

@@ -324,7 +324,7 @@ impl Cluster {
                     Some(Step::Push { table, range }) => {
                         let spec = &self.scenario.tables[table];
                         let keys = usize::try_from(range.len()).unwrap_or(0);
-                        let Some(mut memory) = driver.buffer(keys * spec.value_bytes() as usize) else {
+                        let Ok(mut memory) = driver.buffer(keys * spec.value_bytes() as usize) else {
                             break;
                         };
                         for (index, chunk) in memory.as_mut_bytes().chunks_exact_mut(8).enumerate() {

@@ -59,6 +59,32 @@ fn large_chunks_are_kept_used_again_and_given_up() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "much memory")]
+fn memory_moves_to_the_class_that_asks() {
+    let mut arena = Arena::new(32 << 20);
+    // All of it in chunks of one class, free again; then any other class can have all of it.
+    for bytes in [4 << 20, 64, 256 << 10, 1 << 20, 100 << 10, 30 << 20, 5_000] {
+        let slices: Vec<_> = std::iter::from_fn(|| arena.take(bytes)).collect();
+        let capacity = bytes.next_power_of_two().min(30 << 20);
+        assert!(slices.len() * capacity > 27 << 20, "{} of {bytes} bytes", slices.len());
+        assert!(arena.mapped_bytes() <= 32 << 20);
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "much memory")]
+fn a_larger_chunk_serves_when_no_mapping_is_free() {
+    let mut arena = Arena::new(4 << 20);
+    // One mapping, cut up whole; what stays taken keeps it from being unmapped.
+    let mut slices: Vec<_> = std::iter::from_fn(|| arena.take(256 << 10)).collect();
+    slices.truncate(slices.len() - 1);
+    assert!(arena.take(64).is_some());
+    assert!(arena.take(300 << 10).is_none(), "what is free is too small");
+    drop(slices);
+    assert!(arena.take(300 << 10).is_some(), "now it is not");
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "asks the system for more than there is")]
 fn a_refusal_of_the_system_is_remembered() {
     let mut arena = Arena::new(1 << 60);

@@ -265,6 +265,13 @@ impl Listener {
         }
     }
 
+    /// Whether `stop` was called.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        // Acquire, pairs with the Release in `stop`.
+        self.stopped.load(Ordering::Acquire)
+    }
+
     fn active(&self) -> MutexGuard<'_, BTreeMap<u64, TcpStream>> {
         // A handler that panics leaves the map whole.
         self.active.lock().unwrap_or_else(PoisonError::into_inner)

@@ -164,8 +164,8 @@ fn parse_line<'a>(line: &'a [u8], index_max: u32, pairs: &mut Vec<Pair>) -> Resu
         return Ok(None);
     };
     let label = match token {
-        b"+1" | b"1" => 1.0,
-        b"-1" | b"0" => -1.0,
+        b"+1" | b"1" | b"+1.0" | b"1.0" => 1.0,
+        b"-1" | b"-1.0" | b"0" | b"0.0" => -1.0,
         found => return Err(Fault { offset, expected: Expected::Label, found }),
     };
     let mut position = offset + token.len();

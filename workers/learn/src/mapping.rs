@@ -48,9 +48,15 @@ impl Mapping {
     /// Maps an open file, whatever its position; `name` is what messages will call it.
     ///
     /// # Errors
-    /// The file cannot be mapped (a pipe, a directory), or the address space is full.
+    /// It is not a regular file (a pipe has no length and looks empty), or the address space is full.
     pub fn of_file(file: &File, name: String) -> Result<Self, MappingError> {
         let map = file.metadata().and_then(|metadata| {
+            if metadata.is_dir() {
+                return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
+            }
+            if !metadata.is_file() {
+                return Err(io::Error::other("it is not a regular file; write the data to one first"));
+            }
             if metadata.len() == 0 {
                 return Ok(None);
             }
@@ -88,8 +94,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_file_has_no_bytes() {
-        assert!(Mapping::open(Path::new("/dev/null")).unwrap().bytes().is_empty());
+    fn what_has_no_length_is_not_taken_for_empty() {
+        let error = Mapping::open(Path::new("/dev/null")).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 
     #[test]
@@ -100,6 +107,7 @@ mod tests {
 
     #[test]
     fn a_directory_cannot_be_mapped() {
-        assert_eq!(Mapping::open(Path::new(".")).unwrap_err().action, "map");
+        let error = Mapping::open(Path::new(".")).unwrap_err();
+        assert!(error.to_string().contains("it is a directory"), "{error}");
     }
 }

@@ -33,6 +33,8 @@ pub struct Survey {
     pub nonzeros: u64,
     /// Rows labelled +1.
     pub positives: u64,
+    /// CRC-64/NVME of the file: workers that read different data must not train together.
+    pub checksum: u64,
 }
 
 impl Survey {
@@ -48,7 +50,8 @@ impl Survey {
 /// # Errors
 /// The first malformed line.
 pub fn survey(mapping: &Mapping) -> Result<Survey, MalformedLine> {
-    let mut survey = Survey::default();
+    let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, mapping.bytes());
+    let mut survey = Survey { checksum, ..Survey::default() };
     let mut reader = RowReader::new(mapping.name(), mapping.bytes());
     let mut pairs = Vec::new();
     while let Some(label) = reader.next_row(&mut pairs)? {
@@ -205,7 +208,8 @@ mod tests {
     #[test]
     fn survey_counts_what_the_readme_says() {
         let survey = survey(&bundled::adult_train().unwrap()).unwrap();
-        assert_eq!(survey, Survey { rows: 39_099, features: 122, nonzeros: 547_386, positives: 9_360 });
+        let Survey { rows, features, nonzeros, positives, .. } = survey;
+        assert_eq!((rows, features, nonzeros, positives), (39_099, 122, 547_386, 9_360));
     }
 
     #[test]

@@ -105,6 +105,11 @@ impl<P> Flow<P> {
         !self.unacknowledged.is_empty()
     }
 
+    /// The round of the oldest push that is not acknowledged.
+    pub(super) fn oldest_round(&self) -> Option<Round> {
+        self.unacknowledged.front().map(|pending| pending.round)
+    }
+
     fn next_round(&self) -> Option<Round> {
         let live = self.state == State::Live;
         self.unacknowledged.get(self.next).filter(|_| live).map(|pending| pending.round)

@@ -138,6 +138,12 @@ impl<P: Clone> ClientCore<P> {
         &self.control
     }
 
+    /// The capacities it was made with.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// The map as this client has it.
     #[must_use]
     pub const fn map(&self) -> &ClusterMap {
@@ -199,6 +205,26 @@ impl<P: Clone> ClientCore<P> {
         shards.sort_unstable();
         shards.dedup();
         shards
+    }
+
+    /// Whether everything open waits for rounds that lanes of this client have not ended themselves: pushes to aggregated
+    /// tables, and pulls of rounds to come. For messages to the operator.
+    #[must_use]
+    pub fn waits_for_own_rounds(&self) -> bool {
+        let lowest = self.lowest_round();
+        let early = |piece: &Piece| piece.rounds_needed > lowest;
+        let own = |flow: &Flow<P>, lane: &Lane, segment: &SegmentId| {
+            let spec = self.map.tables.get(&segment.table());
+            let round = self.lanes.get(lane).map_or(0, |state| state.round);
+            spec.is_some_and(|spec| spec.aggregation == Aggregation::Round)
+                && flow.oldest_round().is_none_or(|oldest| oldest >= round)
+        };
+        self.pieces.values().all(early)
+            && self
+                .flows
+                .iter()
+                .filter(|(_, flow)| flow.is_owed())
+                .all(|((lane, segment), flow)| own(flow, lane, segment))
     }
 
     /// What every lane waits for, for a report of a stall.

@@ -58,7 +58,7 @@ pub enum IssueError {
     #[error("an update function takes at most {} arguments", Arguments::MAX)]
     TooManyArguments,
     /// More bytes than could ever be under way.
-    #[error("a push of {bytes} bytes exceeds the limit of {max}; push it in parts, or raise the limit")]
+    #[error("{bytes} bytes at once exceed the limit of {max}; go in parts, or raise the limit")]
     TooLarge {
         /// What was asked for.
         bytes: u64,

@@ -111,6 +111,23 @@ pub enum TrainError {
         /// Parts of the job.
         parts: u32,
     },
+    /// There is nothing to train on.
+    #[error("{0} has no rows")]
+    NoRows(String),
+    /// A round would be larger than the servers take.
+    #[error(
+        "{features} features: with {parts} parts, {shards} shards take at most {most}; take more servers or fewer parts, or renumber features that are far apart"
+    )]
+    TooManyFeatures {
+        /// The largest index.
+        features: u32,
+        /// Parts of the job.
+        parts: u32,
+        /// Shards of the cluster.
+        shards: usize,
+        /// Features that they take.
+        most: u64,
+    },
     /// There are more parts than the data have rows to give.
     #[error("{parts} parts of {rows} rows; take fewer parts")]
     TooManyParts {
@@ -177,13 +194,16 @@ where
     D: Dialer + Send + 'static,
 {
     let survey = survey(mapping)?;
+    if survey.rows == 0 {
+        return Err(TrainError::NoRows(mapping.name().into()));
+    }
     if survey.rows < u64::from(job.parts) {
         return Err(TrainError::TooManyParts { parts: job.parts, rows: survey.rows });
     }
     let settings = tables::settings(job, &survey);
     settings.check()?;
     agree(client, job, &survey)?;
-    let tables = Tables::new(client, job, &settings)?;
+    let tables = Tables::new(client, job, &survey, &settings)?;
     client.wait_for_lanes(job.deadline)?;
     let mut worker = Worker::new(client, tables, job, mapping, survey, settings, interrupt);
     let mut progress = Progress::new();
@@ -221,9 +241,9 @@ where
     D: Dialer + Send + 'static,
 {
     let Job { lambda, gap, delay, seed, parts, segments, passes_max, .. } = job;
-    let Survey { rows, features, nonzeros, .. } = survey;
+    let Survey { rows, features, checksum, .. } = survey;
     let asked = format!(
-        "{rows} rows, {features} features, {nonzeros} values, lambda {lambda}, gap {gap}, delay {delay}, seed {seed}, \
+        "{rows} rows, {features} features, checksum {checksum:016x}, lambda {lambda}, gap {gap}, delay {delay}, seed {seed}, \
          {parts} parts, {segments} segments, at most {passes_max} passes"
     );
     client.post("lr/job", asked.clone().into_bytes())?;

@@ -6,9 +6,9 @@
 use rangefold_proto::{Aggregation, ElementType, TableSpec, UpdateFunction};
 use rangefold_transport::Endpoint;
 use rangefold_workers::driver::Dialer;
-use rangefold_workers::{Client, Error, Table};
+use rangefold_workers::{Client, Table};
 
-use super::Job;
+use super::{Job, TrainError};
 use crate::part::Survey;
 use crate::plan::{LOSSES, Settings};
 use crate::standing::Standing;
@@ -49,7 +49,13 @@ where
     E: Endpoint + Send + 'static,
     D: Dialer + Send + 'static,
 {
-    pub(super) fn new(client: &Client<E, D>, job: &Job, settings: &Settings) -> Result<Self, Error> {
+    /// Makes the tables: the small ones first, which waits for all servers; large ones only if their rounds fit.
+    pub(super) fn new(
+        client: &Client<E, D>,
+        job: &Job,
+        survey: &Survey,
+        settings: &Settings,
+    ) -> Result<Self, TrainError> {
         let keys = settings.weights_len as u64;
         let segments = settings.weights_len.div_ceil(settings.segment_len).next_power_of_two();
         // Segments of equal length: keys above the weights are there for that alone.
@@ -64,12 +70,22 @@ where
         let sums = |name: &str, len: u64, width: usize| {
             client.table(&spec(name, len, width, UpdateFunction::Assign))
         };
+        let losses = sums("lr/losses", 1, LOSSES)?;
+        //= protocol.md B6
+        // A round's pushes hold credit until it is applied. All parts may come to be held by one worker, so all of them must
+        // fit its connections together.
+        let (shards, limit) = (client.shard_count(), client.limits().push_bytes_per_link);
+        let most = (limit * shards as u64) / (u64::from(job.parts).max(ROW as u64) * 8);
+        if keys > most {
+            let (features, parts) = (survey.features, job.parts);
+            return Err(TrainError::TooManyFeatures { features, parts, shards, most });
+        }
         let mut weights = spec("lr/weights", len, ROW, UpdateFunction::ProximalL1);
         weights.segments = u16::try_from(segments).unwrap_or(u16::MAX);
         Ok(Self {
             weights: client.table(&weights)?,
             gradients: [sums("lr/gradient/even", keys, 1)?, sums("lr/gradient/odd", keys, 1)?],
-            losses: sums("lr/losses", 1, LOSSES)?,
+            losses,
             dual: sums("lr/dual", 1, 2)?,
             standing: sums("lr/standing", 1, Standing::WIDTH)?,
         })
