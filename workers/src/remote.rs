@@ -1,6 +1,6 @@
 //! A worker of a cluster of processes: joins at the scheduler, dials servers, hears news, over TCP.
 //! Knows addresses, threads and the control stream; not what is pushed. Called by programs and by `rangefold train`.
-//! Source: OSDI'14 §3, §4.6; design.md §2 (anatomy of a process).
+//! Source: OSDI'14 §3, §4.6.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,7 +37,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// The one job of a cluster, so far.
 pub const JOB: JobId = JobId(1);
 
-/// How a worker joins.
+/// How a worker joins. There are no defaults: `rangefold train` fills in its own, named here.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The scheduler's address, host and port.
@@ -46,16 +46,16 @@ pub struct Options {
     pub workers: u32,
     /// Parts of its data.
     pub parts: u32,
-    /// Bounded delay; `None` is eventual.
+    /// Bounded delay; `None` is eventual. `train`: 0, for the same weights in every run.
     pub tau: Option<Round>,
-    /// Capacities.
+    /// Capacities. `train`: [`Limits::standard`], as servers have.
     pub limits: Limits,
-    /// Bytes of pushes and pulls under way.
+    /// Bytes of pushes and pulls under way. `train`: 1 GiB, four times the pushes that the limits let it keep.
     pub memory_bytes_max: usize,
     /// Threads that may spin at once on this host, this process's and others'; this one does not spin when they outnumber the
-    /// processors.
+    /// processors. `train`: 1, this worker alone, unless `launch` has counted the host's.
     pub busy_threads: usize,
-    /// How long joining may take.
+    /// How long joining may take. `train`: 60 s, as processes of a job start in any order.
     pub deadline: Duration,
 }
 
