@@ -1,6 +1,6 @@
 //! Puts a node on a thread: drains commands, turns, sleeps.
 //! Knows threads and channels; not frames. Called by whoever starts a server.
-//! Source: design.md §2 (anatomy of a process).
+//! Source: `kvstore/DESIGN.md` (one thread owns a shard).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,6 @@
 //! `rangefold launch`: a scheduler, servers and copies of a command as processes of this host, with their output, to a clean end.
 //! Knows processes, pipes and signals; nothing of what they say to each other.
-//! Source: design.md §11 (CLI); users.md U2 (a helper for one host).
+//! For one host; what its user is promised is in the README (on a laptop).
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};

@@ -25,7 +25,7 @@
 //!
 //! **Orders.** The push is Release, pairs with the Acquire of the swap in `drain`. Both sides of `orphans` are AcqRel
 //! and pair with each other.
-#![allow(unsafe_code, reason = "hands chunks out and takes them back: style.md §7")]
+#![allow(unsafe_code, reason = "hands chunks out and takes them back")]
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;

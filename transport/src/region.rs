@@ -20,7 +20,7 @@
 //! **Reclamation**: by the count. **Orders**: each drop is Release, pairs with the Acquire fence of the drop that
 //! reaches 0 (and with the Acquire load in [`Slice::try_into_mut`]), so that whoever reuses the bytes comes after all
 //! who read them.
-#![allow(unsafe_code, reason = "the file that hands out memory: style.md §7 marks it")]
+#![allow(unsafe_code, reason = "the file that hands out memory")]
 
 use std::fmt;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! How a thread waits: spin a little, arm, turn once more, sleep. The only loop that does.
 //! Knows time, wakers and when to give up; does not know what a turn does.
 //! Called by whoever drives a shell: shard threads, the thread in a client's wait, the progress thread.
-//! Source: the flag with a fence on both sides is Dekker's; figures from facts/datapath.md §5 and §6.
+//! Source: the flag with a fence on both sides is Dekker's; figures in `transport/DESIGN.md` (spin 50 us).
 //!
 //! # States of a waker
 //!
@@ -37,7 +37,7 @@ const ASLEEP: u32 = 1;
 const RUNG: u32 = 2;
 
 /// Spinning before sleeping, by default: the price of one sleep and wake-up (37 to 50 us), so that it never costs more
-/// than twice the best choice (facts/datapath.md §5).
+/// than twice the best choice.
 pub const SPIN_NS_DEFAULT: u64 = 50_000;
 
 /// Wakes one thread, from any thread.

@@ -1,6 +1,6 @@
 //! A whole cluster in one process: manager, scheduler, servers and workers, over the `memory` transport.
 //! Knows threads and channels; decides nothing that a core decides.
-//! Source: OSDI'14 §3 (roles), Figure 4; design.md §2 (an embedded cluster is the default for one machine).
+//! Source: OSDI'14 §3 (roles), Figure 4.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -38,21 +38,23 @@ pub type PullTicket<T> = rangefold_workers::PullTicket<T, memory::Endpoint, Memo
 /// How an embedded cluster is made.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Server nodes.
+    /// Server nodes. 1, as in one process more of them only divide its cores.
     pub servers: u32,
-    /// Shard threads of each.
+    /// Shard threads of each. 1: only the user knows how many cores are to spare.
     pub shards: u16,
-    /// Workers that must have joined before the job starts.
+    /// Workers that must have joined before the job starts. 1: a program that joins once can begin.
     pub workers: u32,
-    /// Parts of the job's data, each a lane; at least as many as workers.
+    /// Parts of the job's data, each a lane; at least as many as workers. 1: the one worker's.
     pub parts: u32,
-    /// Bounded delay; `None` is eventual (OSDI'14 §3.5).
+    /// Bounded delay; `None` is eventual (OSDI'14 §3.5). `Some(0)`: sequential promises most.
     pub tau: Option<Round>,
-    /// Processors for the shard threads, in order; shards beyond them are not pinned.
+    /// Processors for the shard threads, in order; shards beyond them are not pinned. None: two processes that
+    /// know nothing of each other would pin to the same.
     pub cores: Vec<usize>,
-    /// Capacities.
+    /// Capacities. [`Limits::standard`], where each has its reason.
     pub limits: Limits,
-    /// Bytes of one worker's pushes and pulls under way.
+    /// Bytes of one worker's pushes and pulls under way. 1 GiB: four times the pushes that the limits let it keep,
+    /// so that pulls find room beside them; mapped as needed.
     pub worker_bytes_max: usize,
 }
 

@@ -1,6 +1,6 @@
 //! Which processor a thread runs on, when its user or `launch` gave the process processors of its own.
 //! Knows the variable and the call; the choice is made by whoever starts processes. Called when shard threads start.
-//! Source: design.md §2 (several processes of a host must never all pin to core 0).
+//! Several processes of a host must never all pin to core 0, so who was given no processors is not pinned.
 
 /// The environment variable with the processors of this process, as `0,1,4`.
 pub const VARIABLE: &str = "RANGEFOLD_CORES";

@@ -1,6 +1,6 @@
 //! A server process: shard threads behind a listener, and the control connection to the scheduler.
 //! Knows threads, addresses and the control stream; decides nothing. Run by `rangefold server`.
-//! Source: OSDI'14 §3 (server node), §4.5; design.md §2 (anatomy of a process).
+//! Source: OSDI'14 §3 (server node), §4.5; `kvstore/DESIGN.md` (one thread owns a shard).
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};

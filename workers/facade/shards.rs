@@ -1,6 +1,6 @@
 //! The shard threads of one server: started together, told together, and gone with their owner.
 //! Knows threads and what news mean to a shard; not where news come from. Held by `embed` and `server`.
-//! Source: design.md §2 (anatomy of a process).
+//! Source: `kvstore/DESIGN.md` (one thread owns a shard).
 
 use std::thread::JoinHandle;
 

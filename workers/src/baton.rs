@@ -1,6 +1,6 @@
 //! Who drives: the thread that waits holds the session and turns it; others pass it what they want done, or wait for news.
 //! Knows threads; not what is driven. Used by `handle.rs`.
-//! Source: design.md §2 (a client adds no data thread by default; a baton).
+//! Source: `workers/DESIGN.md` (a baton instead of a thread).
 //!
 //! States of a thread that waits: *holder* (has the lock, turns, sleeps on the endpoint), *contender* (wants the lock for a
 //! moment: counts itself, rings the holder, locks), *passive* (waits for the generation to change). A holder gives way to

@@ -1,6 +1,6 @@
 //! What a worker needs of the control plane, whoever provides it: the embedded coordinator or a scheduler process.
 //! Knows requests; not how they travel. Implemented by `facade::embed` and `remote.rs`; called by `handle.rs`.
-//! Source: OSDI'14 §3.4, §4.6; design.md §2 (coordination has several implementations and one interface).
+//! Source: OSDI'14 §3.4, §4.6; `workers/DESIGN.md` (the control plane).
 
 use rangefold_proto::scheduler::SchedulerError;
 use rangefold_proto::{Lane, Round, TableError, TableId, TableSpec};

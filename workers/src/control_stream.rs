@@ -1,6 +1,6 @@
 //! Messages of the control plane between processes, and how they travel: length, then postcard, on a blocking stream.
 //! Knows the messages and their bound; decides nothing. Spoken by a scheduler process with servers and workers.
-//! Source: protocol.md §12 (Task, Progress, MapDelta: serialised with serde); design.md §2 (control plane: few messages).
+//! Source: protocol.md §12. They are few, so they are serialised with serde; the data's are not.
 
 use std::io::{self, Read, Write};
 

@@ -1,6 +1,6 @@
 //! Manager and scheduler of one cluster behind one lock: what every request of the control plane goes through.
 //! Knows both cores and who listens; not how messages travel. Held by an embedded cluster and by a scheduler process.
-//! Source: OSDI'14 §3 (server manager, scheduler node), §4.5, §4.6; design.md §2 (`embedded` coordination).
+//! Source: OSDI'14 §3 (server manager, scheduler node), §4.5, §4.6; `workers/DESIGN.md` (the control plane).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

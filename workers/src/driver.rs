@@ -1,6 +1,6 @@
 //! A worker's shell: the one place where transport and client core shake hands.
 //! Knows frames, destinations of pulls and tickets; decides nothing. Turned by whoever holds the baton (`handle.rs`), or by
-//! the simulator. Source: protocol.md §12 for heads; design.md §2 (anatomy of a process).
+//! the simulator. Source: protocol.md §12 for heads; `workers/DESIGN.md` (a baton).
 
 use std::collections::BTreeMap;
 

@@ -23,7 +23,8 @@ use crate::coordinator::News;
 use crate::driver::{Dialer, Driver};
 use crate::session::{Callback, Session};
 
-/// How long calls without a deadline of their own may take.
+/// How long calls without a deadline of their own may take: 60 s, several times the silence after which a
+/// scheduler process takes a worker for dead by default (10 s), so that they outlast the loss of another worker.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// How long a progress thread leaves a session alone that somebody has driven, in nanoseconds.
 const IDLE_NS: u64 = 1_000_000;

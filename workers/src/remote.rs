@@ -1,6 +1,6 @@
 //! A worker of a cluster of processes: joins at the scheduler, dials servers, hears news, over TCP.
 //! Knows addresses, threads and the control stream; not what is pushed. Called by programs and by `rangefold train`.
-//! Source: OSDI'14 §3, §4.6; design.md §2 (anatomy of a process).
+//! Source: OSDI'14 §3, §4.6.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,7 +37,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// The one job of a cluster, so far.
 pub const JOB: JobId = JobId(1);
 
-/// How a worker joins.
+/// How a worker joins. There are no defaults: `rangefold train` fills in its own, named here.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The scheduler's address, host and port.

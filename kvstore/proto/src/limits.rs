@@ -32,7 +32,22 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The defaults.
+    /// The defaults, each with its reason:
+    ///
+    /// - `frame_bytes_max` 256 KiB: large enough that the work for a frame does not show in a stream, and a small frame
+    ///   waits behind no more than that.
+    /// - `push_bytes_per_link` 16 MiB: 64 frames, so that a stream does not wait for credit and a client's aggregated
+    ///   round has room; a thousand clients may make a shard hold 16 GiB.
+    /// - `pulls_per_link` 64: as many frames of replies as of pushes.
+    /// - `answers_per_link` 16384: four segments for each of `lanes_max` lanes; a peer that is owed more invents them.
+    /// - `sends_per_link` 128: as many frames as one vectored send takes.
+    /// - `replies_per_shard` 256: at most 64 MiB of values gathered.
+    /// - `rounds_open_max` 64: delays of up to 63, and payloads of no more rounds than that to hold.
+    /// - `tasks_max` 4096: a program that never waits is held up before its tasks cost memory.
+    /// - `unacknowledged_bytes_max` 256 MiB: what sixteen connections are granted.
+    /// - `resume_bytes_min` 64 KiB: less is sent again in about the time that asking takes.
+    /// - `retry_ns` 2 ms: some tens of round trips, so that trying again is no load, and far below any deadline.
+    /// - `lanes_max` 4096: a view of them, 48 KiB, fits a control frame.
     #[must_use]
     pub const fn standard() -> Self {
         Self {

@@ -1,6 +1,6 @@
 //! What a table is: its shape, how a push changes it, how it is cut.
 //! Knows specifications, not values and not places. Travels from the manager to every node.
-//! Source: OSDI'14 §3.1, §3.3; design.md §3.
+//! Source: OSDI'14 §3.1, §3.3.
 
 use alloc::string::String;
 
@@ -40,7 +40,7 @@ pub enum UpdateFunction {
     ProximalL1,
 }
 
-/// What a push of the table waits for before it is applied (design.md §3, protocol.md T10).
+/// What a push of the table waits for before it is applied (protocol.md T10).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub enum Aggregation {
     /// Nothing: each push is applied as it comes.
@@ -279,7 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The last keys of a range that does not divide evenly are nobody's in other systems (pains.md 13).
+        /// The last keys of a range that does not divide evenly are nobody's in other systems.
         #[test]
         fn segments_cut_every_table_without_a_gap(len in 1u64..100_000, power in 0u32..12, key in 0u64..100_000, to in 0u64..100_000) {
             let mut spec = TableSpec::dense("t", ElementType::F64, len, UpdateFunction::Add);

@@ -1,6 +1,6 @@
 //! A dense segment: its values in one flat array.
 //! Knows keys, shapes and which update function; the loops are `apply.rs`. Held by the store.
-//! Source: OSDI'14 §3.1; design.md §3 (dense layout).
+//! Source: OSDI'14 §3.1.
 
 use rangefold_proto::{ElementType, KeyRange, TableSpec, UpdateFunction};
 use rangefold_transport::{Body, Region, RegionError, SliceMut};

@@ -2,8 +2,8 @@
 //! The only folder that knows more than one backend. Called by whoever starts a node or a client.
 //!
 //! Today it picks between the two ways over TCP, once per endpoint: io_uring where the kernel has and allows it, else
-//! non-blocking sockets. `memory` links exist inside one process only and are not chosen here; shared memory and verbs come
-//! with their own issues, and make the choice one per peer.
+//! non-blocking sockets. `memory` links exist inside one process only and are not chosen here; shared memory and verbs
+//! are not built, and will make the choice one per peer.
 
 mod choose;
 mod endpoint;

@@ -1,7 +1,7 @@
 //! Links inside one process: messages pass by reference through two bounded rings.
 //! Knows peers of this process; copies no body, but into a place that the receiver chose.
 //! Called by whoever embeds a cluster (`pair`, `Endpoint::new`), then through the `Endpoint` trait.
-//! Source: design.md §9 "memory"; OSDI'14 says nothing of it.
+//! Source: `transport/DESIGN.md` (memory); OSDI'14 says nothing of it.
 //!
 //! # How the two sides meet
 //!

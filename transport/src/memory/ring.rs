@@ -19,7 +19,7 @@
 //! both halves, whose drops move the shared indices to the private ones.
 //! **Orders**: `tail` Release in `publish`, pairs with the Acquire in `pop`: the item is written before it is read.
 //! `head` Release in `release`, pairs with the Acquire in `taken`: the item is moved out before its slot is reused.
-#![allow(unsafe_code, reason = "slots are shared between two threads by turns: style.md §7 marks this file")]
+#![allow(unsafe_code, reason = "slots are shared between two threads by turns")]
 
 use std::mem::MaybeUninit;
 

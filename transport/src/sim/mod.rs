@@ -1,7 +1,7 @@
 //! A network in one thread and in virtual time, decided by a seed.
 //! Knows hosts, links and faults; does not know nodes, and turns nobody: the harness does.
 //! Called by the simulation harness (`Network`), and through the `Endpoint` trait by the shells that ship.
-//! Source: TigerBeetle's packet simulator; what is lost and kept at a break follows protocol.md §9, F1 to F3.
+//! Source: TigerBeetle's packet simulator; what is lost and kept at a break follows protocol.md F1 to F3.
 //!
 //! # What it promises
 //!

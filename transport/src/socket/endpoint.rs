@@ -29,8 +29,8 @@ use crate::wait::{Armed, Sleep, Waker};
 /// Edges taken from the set at a time; the rest comes with the next poll.
 const EDGES_MAX: usize = 64;
 /// Where there were never more peers at once, a poll reads their sockets without asking the set first: a read that finds
-/// nothing costs as much as the question, and one that finds something has saved it (facts/transport.md B2: 7.8 against
-/// 9.8 us).
+/// nothing costs as much as the question, and one that finds something has saved it (round trips of 64 B: 7.8 us
+/// against 9.8).
 const FEW_PEERS: usize = 2;
 /// Every so many polls it asks all the same: room to write and the bell are heard of through the set only.
 const ASK_EVERY: u32 = 16;

@@ -1,6 +1,6 @@
 //! Links over TCP with non-blocking sockets and epoll: where io_uring is denied, and for threads with few connections.
 //! Knows sockets, readiness and memory; does not know what a head says. Called through the `Endpoint` trait.
-//! Source: facts/datapath.md table 3 (c) and table 4; facts/transport.md B5.
+//! Source: `transport/DESIGN.md` (TCP; socket).
 //!
 //! # How it goes
 //!

@@ -1,6 +1,6 @@
 //! What the two TCP backends share: heads found in a byte stream, queues of what is to be sent, peers and memory.
 //! Knows streams of frames (a head, then its body) and nothing of system calls; does not know what a head says.
-//! Called by `socket` and `uring`. Source: facts/datapath.md, tables 3 and 4; protocol.md F1.
+//! Called by `socket` and `uring`. Source: `transport/DESIGN.md` (TCP); protocol.md F1.
 //!
 //! What a head says about lengths the shell tells through [`Framing`]: no length is believed before the head's check
 //! has passed, and the bytes may be cut anywhere.
@@ -67,8 +67,7 @@ impl Default for Limits {
     }
 }
 
-/// The frame size that serves a TCP stream best: of 256 KiB pieces the add still hides in the receive
-/// (facts/datapath.md table 1).
+/// The frame size that serves a TCP stream best: of 256 KiB pieces the add still hides in the receive.
 pub(crate) const FRAME_BYTES: u32 = 256 << 10;
 /// Events that one peer may report before the next one's turn.
 pub(crate) const QUOTA: usize = 32;

@@ -1,6 +1,6 @@
 //! The receiving half of a connection that reads `[the rest of a body, an area]` in one call.
 //! Knows frames, places and memory; makes no system call. Called by `socket`, and by `uring` for links that place.
-//! Source: facts/datapath.md table 3 (c): large bodies land where they stay, small ones are copied out of the area.
+//! Source: `transport/DESIGN.md` (TCP): large bodies land where they stay, small ones are copied out of the area.
 //!
 //! # States
 //!
@@ -20,8 +20,8 @@ use crate::stream::{ArrivalIds, HeadParser, Staged, Staging};
 
 /// Bytes of a connection's area: one call brings as much as a provided buffer of `uring` would.
 const AREA_BYTES: usize = 64 << 10;
-/// Of a place, one call fills at most this: a larger request of the kernel's is polled too often
-/// (facts/datapath.md, "size of one direct io_uring recv").
+/// Of a place, one call fills at most this: a request that the kernel has polled 128 times goes to a kernel thread, as
+/// those of 16 MiB did, and may starve there.
 const DIRECT_BYTES: usize = 256 << 10;
 
 pub(crate) struct Receiver {

@@ -1,6 +1,6 @@
 //! What is to be sent to one peer, in order, and what one call sends of it.
 //! Knows operations and bytes; makes no system call. Called by the endpoints of `socket` and `uring`.
-//! Source: facts/datapath.md, table 4: one vectored send a peer and turn, small bodies copied behind their heads.
+//! Source: `transport/DESIGN.md` (TCP): one vectored send a peer and turn, small bodies copied behind their heads.
 
 use std::collections::VecDeque;
 use std::ops::Range;

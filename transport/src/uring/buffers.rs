@@ -11,7 +11,7 @@
 //! | free | nobody; it is a chunk of the arena | given, by `refill` |
 //!
 //! The arena is what brings buffers back: each buffer is one of its chunks, and all are of one class.
-#![allow(unsafe_code, reason = "writes entries that the kernel reads: style.md §7")]
+#![allow(unsafe_code, reason = "writes entries that the kernel reads")]
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};

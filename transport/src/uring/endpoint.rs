@@ -4,7 +4,7 @@
 //!
 //! Cost: an idle poll is four loads. Otherwise one system call a poll and one a post, whatever the number of peers; a
 //! completion and an entry for each send, a completion for each 64 KiB received.
-#![allow(unsafe_code, reason = "entries name memory that must stay until they complete: style.md §7")]
+#![allow(unsafe_code, reason = "entries name memory that must stay until they complete")]
 
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -59,7 +59,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 64 buffers of 64 KiB receive as fast as anything, larger ones slower (facts/datapath.md table 3 and §1).
+    /// 64 buffers of 64 KiB receive as fast as anything, larger ones slower (with an add 5.5 GB/s; of 256 KiB, 4.6).
     fn default() -> Self {
         Self { limits: Limits::default(), buffer_count: 64, buffer_bytes: 64 << 10, one_thread: true }
     }

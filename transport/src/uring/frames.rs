@@ -1,6 +1,6 @@
 //! The receiving half of a link that reads into the endpoint's shared buffers: frames out of slices.
 //! Knows frames, slices and memory; makes no system call. Called by the endpoint.
-//! Source: facts/datapath.md table 3 (a): heads are parsed where they lie, bodies stay where they were received.
+//! Source: `transport/DESIGN.md` (uring): heads are parsed where they lie, bodies stay where they were received.
 //!
 //! # States
 //!

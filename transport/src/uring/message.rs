@@ -1,6 +1,6 @@
 //! A message header with its vector, as the kernel reads it: for one operation in flight.
 //! Knows addresses; does not know what lies there. Called by the endpoint.
-#![allow(unsafe_code, reason = "holds raw addresses for the kernel: style.md §7")]
+#![allow(unsafe_code, reason = "holds raw addresses for the kernel")]
 
 /// A header that points to a vector that points to memory.
 ///

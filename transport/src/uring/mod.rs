@@ -1,6 +1,6 @@
 //! Links over TCP through io_uring: one ring a thread, received into shared buffers, sent by one vector a peer and turn.
 //! Knows rings, buffers and sockets; does not know what a head says. Called through the `Endpoint` trait.
-//! Source: facts/datapath.md tables 3 to 6; facts/transport.md B5; facts/crates.md §B. Linux 6.1 and later.
+//! Source: `transport/DESIGN.md` (TCP; uring). Linux 6.1 and later.
 //!
 //! # How it goes
 //!

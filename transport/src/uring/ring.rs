@@ -1,6 +1,6 @@
 //! The ring itself: made, enabled, entered, waited in.
 //! Knows entries and completions; does not know what they are for. Called by the endpoint, and by `wait` to sleep.
-#![allow(unsafe_code, reason = "entries name memory, and queues are shared with the kernel: style.md §7")]
+#![allow(unsafe_code, reason = "entries name memory, and queues are shared with the kernel")]
 
 use std::fmt;
 use std::io;
