@@ -3,6 +3,8 @@
 //! Source: protocol.md §13, B1, B3, B5.
 
 use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::id::{Lane, SegmentId};
@@ -31,6 +33,8 @@ pub(super) struct ServerLink {
     pub(super) room: u16,
     /// Pulls held: parked, admitted, or being sent.
     pub(super) pulls_held: u16,
+    /// Replies whose sends have not ended.
+    pub(super) replies_out: u16,
     /// Bytes of push payload held.
     pub(super) push_bytes_held: u64,
     /// Bytes of push payload let go so far, and how much of that the peer was told.
@@ -56,6 +60,7 @@ impl ServerLink {
         Self {
             room,
             pulls_held: 0,
+            replies_out: 0,
             push_bytes_held: 0,
             released: 0,
             released_told: 0,
@@ -68,6 +73,27 @@ impl ServerLink {
             rows: Vec::new(),
             ready: VecDeque::new(),
         }
+    }
+
+    /// Its state in a line.
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "room {}, {} pulls held, {} replies out, {} bytes held, {} of {} bytes told; owes {} answers, {} acknowledgements, \
+             {} resumes, {} rows, {} replies; listed {}, waits {}",
+            self.room,
+            self.pulls_held,
+            self.replies_out,
+            self.push_bytes_held,
+            self.released_told,
+            self.released,
+            self.answers.len(),
+            self.acks.len(),
+            self.resumes.len(),
+            self.rows.len(),
+            self.ready.len(),
+            self.listed,
+            self.waits
+        )
     }
 
     /// Owes an answer to a push; replaces an older one to the same lane and segment.

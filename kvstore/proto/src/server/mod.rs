@@ -118,6 +118,9 @@ impl<P> ServerCore<P> {
             text += &format!("\n  {:?} {:?} {:?}: ", segment.id, segment.assignment, segment.range);
             text += &segment.describe(&self.view);
         }
+        for (id, link) in &self.links {
+            text += &format!("\n  {id:?}: {}", link.describe());
+        }
         text
     }
 
@@ -395,6 +398,7 @@ impl<P> ServerCore<P> {
         }
         if let Some(link) = self.links.get_mut(&id) {
             link.room += 1;
+            link.replies_out -= u16::from(reply);
             enlist(&mut self.speakers, id, link);
         }
     }

@@ -133,7 +133,8 @@ impl<P> ServerCore<P> {
 
     //= protocol.md B5
     fn say_reply(&mut self, id: LinkId, link: &mut ServerLink) -> Option<(Header, SendBody)> {
-        if link.ready.is_empty() {
+        // At its own bound it waits for its own peer, not for a slice.
+        if link.ready.is_empty() || link.replies_out >= self.limits.replies_per_link {
             return None;
         }
         if self.replies_in_flight >= self.limits.replies_per_shard {
@@ -147,6 +148,7 @@ impl<P> ServerCore<P> {
         // Pulls of a segment that left were turned away when it did, so it is here.
         let segment = self.segments.get_mut(&pull.header.segment)?;
         link.pulls_held -= 1;
+        link.replies_out += 1;
         self.replies_in_flight += 1;
         self.counters.pulls += 1;
         // A pull's range fits a frame: it was checked when it came.

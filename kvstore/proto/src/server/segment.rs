@@ -88,9 +88,10 @@ pub(super) struct LaneState {
 }
 
 impl LaneState {
-    /// The lane speaks on this connection from now on; what is owed on another is owed here.
+    /// The lane speaks on this connection from now on; what is owed on another is owed here. One incarnation has one connection
+    /// after the other, so a late frame of an older one does not take it back: its peer does not read there any more.
     pub(super) fn heard_on(&mut self, link: LinkId) {
-        if self.link != Some(link) {
+        if self.link.is_none_or(|newest| newest < link) {
             self.link = Some(link);
             self.ack_owed = false;
             self.gap_told = None;

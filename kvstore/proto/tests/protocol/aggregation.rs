@@ -1,11 +1,11 @@
 //! Rounds of aggregated tables: contributions of lanes, applied once and in one order (protocol.md T10).
 
 use rangefold_proto::server::Input;
-use rangefold_proto::wire::{Header, Kind};
-use rangefold_proto::{KeyRange, Limits};
+use rangefold_proto::wire::{self, Header, Kind};
+use rangefold_proto::{Assignment, KeyRange, Lane, Limits, LinkId};
 
 use crate::shard::{
-    Effect, LINK, SEGMENT, Shard, acks, contributed, finished, kinds, pull, push, replies, tile,
+    Effect, JOB, LINK, SEGMENT, Shard, acks, contributed, finished, kinds, pull, push, replies, tile,
 };
 use crate::{aggregated, at, of, view};
 
@@ -201,4 +201,28 @@ fn a_lane_may_push_several_times_in_a_round() {
     let effects = shard.close(1, at(0), 0, &[(SEGMENT, at(0))]);
     assert_eq!(contributed(&effects), [(0, at(1)), (0, at(2))]);
     assert_eq!(acks(&effects), [(0, SEGMENT, at(2))]);
+}
+
+//= protocol.md P7
+//= type=test
+#[test]
+fn a_late_frame_of_a_broken_connection_does_not_take_the_acknowledgement_with_it() {
+    let mut shard = shard();
+    let newer = LinkId(2);
+    let frame = push(0, at(1), at(0), 0..10);
+    shard.tell(Input::Linked { link: newer });
+    shard.show(newer, &view(1, &[(1, 0), (1, 0)]));
+    // Sent again on the new connection; then the old one brings it once more, and its loss is noticed.
+    shard.push_on(newer, frame);
+    shard.push_on(LINK, frame);
+    shard.tell(Input::Lost { link: LINK });
+    let mut close = |lane: u32, last| {
+        let mut body = Vec::new();
+        wire::put_named(&mut body, (SEGMENT, Assignment(1), last));
+        let header =
+            Header { lane: Lane(lane), stamp: at(0), previous: at(0), ..Header::of(Kind::Closed, JOB) };
+        shard.control(newer, header, &body)
+    };
+    close(1, at(0));
+    assert_eq!(acks(&close(0, at(1))), [(0, SEGMENT, at(1))]);
 }

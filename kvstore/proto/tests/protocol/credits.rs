@@ -109,6 +109,24 @@ fn replies_wait_for_a_slice_and_take_turns() {
     assert_eq!(links, [LINK, other]);
 }
 
+//= protocol.md B5
+//= type=test
+#[test]
+fn a_peer_that_does_not_read_holds_its_own_share_of_the_slices_only() {
+    let limits = Limits { replies_per_shard: 8, replies_per_link: 3, ..Limits::standard() };
+    let mut shard = shard_with(limits, false);
+    let other = LinkId(2);
+    shard.tell(Input::Linked { link: other });
+    shard.sends_complete = false;
+    let answered = |effects: &[Effect]| said(effects).iter().map(|said| said.link).collect::<Vec<_>>();
+    let stalled: usize =
+        (1..8).map(|time| answered(&shard.pull(pull(0, at(time), 0..10), 0, &[])).len()).sum();
+    assert_eq!(stalled, 3);
+    assert_eq!(answered(&shard.pull_on(other, pull(1, at(1), 0..10), 0, &[])), [other]);
+    // Expect: what waits goes when the peer reads on.
+    assert_eq!(answered(&shard.tell(Input::Sent { link: LINK, reply: true })), [LINK]);
+}
+
 #[test]
 fn a_lost_connection_does_not_keep_its_turn_at_the_slices() {
     let mut shard = shard_with(Limits { replies_per_shard: 1, ..Limits::standard() }, false);
