@@ -7,9 +7,9 @@ use crate::say;
 /// What `--help` says of them.
 pub(crate) const HELP: &str = "\
 Exit status: 0 success; 1 the goal was not reached (gap, passes), a run failed, or its result could not be
-written; 2 wrong usage; 130 `train` or `launch` was interrupted, whatever came of it then. `launch` ends with
-the worst status of its workers (128 and the signal for one that was killed). `scheduler` and `server` run
-until they are told to stop, by an interrupt too, and end with 0 then.";
+written; 2 wrong usage; 130 `train` or `launch` was interrupted before its end, whatever came of it. `launch`
+ends with the worst status of its workers (128 and the signal for one that was killed). `scheduler` and
+`server` run until they are told to stop, by an interrupt too, and end with 0 then.";
 
 /// How a subcommand ends, when it ends without an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -42,7 +42,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         ))
         .into());
     }
-    say::result("the address", &format!("{LISTENING}{}\n", listener.address()))?;
     let coordinator = Arc::new(Coordinator::new(Clock::new(), arguments.servers));
     let end = {
         let (listener, coordinator) = (Arc::clone(&listener), Arc::clone(&coordinator));
@@ -56,6 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     if arguments.until_stdin_closes {
         stdin::when_closed(end)?;
     }
+    say::result("the address", &format!("{LISTENING}{}\n", listener.address()))?;
     let expected = arguments.servers;
     serve(&listener, &coordinator, Duration::from_secs(arguments.silence), move |happening| {
         say::note(&words(&happening, expected));
@@ -68,8 +68,8 @@ fn words(happening: &Happening, servers_expected: u32) -> String {
     match happening {
         // Servers are numbered in the order in which they join.
         Happening::ServerJoined(server, what) if server.0 >= servers_expected => format!(
-            "{server} joined: {what}; {servers_expected} joined before it, as --servers says, and tables made before do not \
-             use it"
+            "{server} joined: {what}; {servers_expected} joined before it, as --servers says, and tables made before do \
+             not use it"
         ),
         Happening::ServerJoined(server, what) => format!("{server} joined: {what}"),
         Happening::ServerLost(server) => format!("{server} is gone"),

@@ -36,10 +36,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "LIST", env = pinning::VARIABLE, default_value = "", allow_negative_numbers = true)]
     cores: String,
     /// Threads that may spin at once on this host; `launch` counts them.
-    #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1, allow_negative_numbers = true, value_parser = usage::threads())]
+    #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1, allow_negative_numbers = true,
+        value_parser = usage::threads())]
     busy_threads: usize,
     /// The transport of the data: auto, uring or socket. Any but auto fails rather than take another.
-    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto, value_parser = usage::transport)]
+    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto,
+        value_parser = usage::transport)]
     transport: Wish,
     /// Give up joining after so many seconds.
     #[arg(long, value_name = "S", default_value_t = 30, allow_negative_numbers = true, value_parser = usage::seconds())]
@@ -72,13 +74,13 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
         ServeError::Exposed(_) => anyhow::Error::new(Usage(error.to_string())),
         error => error.into(),
     })?;
-    say::note(&format!("{} serves on {} over {chosen}", server.id(), server.address()));
     let stopper = server.stopper();
     let stopper_too = stopper.clone();
     ctrlc::set_handler(move || stopper_too.stop()).context("cannot catch interrupts")?;
     if arguments.until_stdin_closes {
         stdin::when_closed(move || stopper.stop())?;
     }
+    say::note(&format!("{} serves on {} over {chosen}", server.id(), server.address()));
     server.serve()?;
     Ok(Verdict::Success)
 }

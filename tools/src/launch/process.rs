@@ -1,7 +1,7 @@
 //! One child process: started, its output copied a line at a time, signalled, ended.
 //! Knows pipes, threads and signals; not what the process is for. Called by `mod.rs`.
 
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader, ErrorKind, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -84,7 +84,11 @@ impl Process {
         // interrupt of the terminal comes here only, and workers are asked to stop before their servers end.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
-        let child = command.spawn().with_context(|| format!("cannot start {name}: {program}"))?;
+        let child = command.spawn().map_err(|error| {
+            let full = error.kind() == ErrorKind::WouldBlock;
+            let remedy = if full { "; raise the limit on processes (ulimit -u)" } else { "" };
+            anyhow::anyhow!("cannot start {name}: {program}: {error}{remedy}")
+        })?;
         Ok(Self { name, child, copies: Vec::new() })
     }
 
