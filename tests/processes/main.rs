@@ -574,7 +574,8 @@ fn a_scheduler_lost_at_the_end_does_not_cost_the_result() {
     let _server = start_server(&address);
     let mut worker = Started::new(&format!("train lr --scheduler {address} --workers 1 --gap 1e-12 --json"));
     assert!(worker.first_note().contains("worker 0 over"));
-    std::thread::sleep(Duration::from_millis(500));
+    // Long enough to be in the middle of the training, also on a loaded machine.
+    std::thread::sleep(Duration::from_millis(1500));
     scheduler.signal(Signal::KILL);
     scheduler.finish();
     worker.signal(Signal::INT);
@@ -602,7 +603,8 @@ fn an_interrupted_worker_that_fails_says_why_and_is_still_interrupted() {
     let job = format!("train lr --scheduler {address} --workers 1 --gap 1e-12 --deadline 2");
     let mut worker = Started::new(&job);
     assert!(worker.first_note().contains("worker 0 over"));
-    std::thread::sleep(Duration::from_millis(500));
+    // Long enough to be in the middle of the training, also on a loaded machine.
+    std::thread::sleep(Duration::from_millis(1500));
     server.signal(Signal::KILL);
     server.finish();
     worker.signal(Signal::INT);
