@@ -1,7 +1,7 @@
 //! Real processes on loopback: `launch` with a scheduler, servers and workers; killed, stopped, interrupted.
-//! Each test ends the processes it started, by pid.
+//! What users may do wrong, and what they are told. Each test ends the processes it started, by pid.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ fn result_of(output: &Output) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|_| panic!("no result in:\n{text}\n{}", error_of(output)))
 }
 
-/// A file of this test alone, gone with it.
+/// A file or folder of this test alone, gone with it.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -85,8 +85,67 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.0).or_else(|_| std::fs::remove_dir_all(&self.0));
     }
+}
+
+/// A process that is started by hand, and killed if nobody ends it.
+struct Started(Option<Child>);
+
+impl Started {
+    fn new(arguments: &str) -> Self {
+        Self(Some(rangefold(arguments).spawn().unwrap()))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.0.as_ref().unwrap()), signal).unwrap();
+    }
+
+    /// The first line of its standard output.
+    fn first_line(&mut self) -> String {
+        line(self.0.as_mut().unwrap().stdout.as_mut().unwrap())
+    }
+
+    /// The first line of its standard error.
+    fn first_note(&mut self) -> String {
+        line(self.0.as_mut().unwrap().stderr.as_mut().unwrap())
+    }
+
+    fn finish(mut self) -> Output {
+        finish(self.0.take().unwrap())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// A line, and nothing of what follows it.
+fn line(from: &mut impl Read) -> String {
+    let mut line = String::new();
+    // A byte at a time, so that the rest is still there for `finish`.
+    BufReader::with_capacity(1, from).read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+/// A scheduler that waits for one server, and its address.
+fn start_scheduler() -> (Started, String) {
+    let mut scheduler = Started::new("scheduler --bind 127.0.0.1:0 --servers 1");
+    let address = scheduler.first_line().strip_prefix("listening on ").unwrap().to_owned();
+    (scheduler, address)
+}
+
+/// A server that has joined there.
+fn start_server(address: &str) -> Started {
+    let mut server = Started::new(&format!("server --scheduler {address}"));
+    let note = server.first_note();
+    assert!(note.contains("serves on"), "{note}");
+    server
 }
 
 fn assert_optimal(result: &Value) {
@@ -244,7 +303,8 @@ fn a_killed_worker_is_replaced_by_one_that_knows_nothing_without_a_trace_at_dela
         let newcomer = format!("{job} {} --scheduler {scheduler} --workers 2 --rank 0", replaced.path());
         let output = run(&newcomer);
         assert!(
-            output.status.success() || error_of(&output).contains("one too many"),
+            output.status.success()
+                || ["one too many", "is taken"].iter().any(|why| error_of(&output).contains(why)),
             "{}",
             error_of(&output)
         );
@@ -300,7 +360,8 @@ fn an_interrupt_ends_the_job_and_says_what_was_saved() {
     let output = finish(child);
     let error = error_of(&output);
     assert_eq!(output.status.code(), Some(130), "{error}");
-    assert!(error.contains(&format!("the weights so far are in {}", model.path())), "{error}");
+    let saved = format!("the weights so far are in {}", model.path());
+    assert_eq!(error.matches(&saved).count(), 1, "only the worker that wrote them says so: {error}");
     assert_eq!(std::fs::read_to_string(&model.0).unwrap().lines().count(), 123);
 }
 
@@ -336,7 +397,8 @@ fn many_starts_all_end() {
 fn what_is_wrong_is_said_in_time_with_cause_and_remedy() {
     let nobody = run("train lr --scheduler 127.0.0.1:9 --deadline 1");
     assert_eq!(nobody.status.code(), Some(1));
-    assert!(error_of(&nobody).contains("nothing listens on 127.0.0.1:9"), "{}", error_of(&nobody));
+    let said_once = error_of(&nobody).matches("nothing listens on 127.0.0.1:9").count() == 1;
+    assert!(said_once, "a cause is said once: {}", error_of(&nobody));
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -362,27 +424,238 @@ fn what_is_wrong_is_said_in_time_with_cause_and_remedy() {
 
 #[test]
 fn a_worker_too_many_is_refused() {
-    let mut scheduler =
-        rangefold("scheduler --bind 127.0.0.1:0 --servers 1").stdin(Stdio::piped()).spawn().unwrap();
-    let mut first = String::new();
-    let mut out = std::io::BufReader::new(scheduler.stdout.take().unwrap());
-    std::io::BufRead::read_line(&mut out, &mut first).unwrap();
-    let address = first.trim().strip_prefix("listening on ").unwrap().to_owned();
-    let join = |rank: u32| {
-        rangefold(&format!(
-            "train lr --scheduler {address} --workers 1 --rank {rank} --deadline 20 --gap 0.0005"
-        ))
-        .spawn()
-        .unwrap()
+    let (_scheduler, address) = start_scheduler();
+    let join = || {
+        rangefold(&format!("train lr --scheduler {address} --workers 1 --deadline 20 --gap 0.0005"))
+            .spawn()
+            .unwrap()
     };
     // No server: the first worker waits for its table; the second is one too many.
-    let waiting = join(0);
+    let waiting = join();
     std::thread::sleep(Duration::from_millis(700));
-    let refused = finish(join(1));
+    let refused = finish(join());
     assert_eq!(refused.status.code(), Some(1));
     assert!(error_of(&refused).contains("one too many"), "{}", error_of(&refused));
     let waited = finish(waiting);
     assert!(error_of(&waited).contains("0 of 1 servers are there"), "{}", error_of(&waited));
-    scheduler.kill().unwrap();
-    scheduler.wait().unwrap();
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_says_what_may_be_given() {
+    let joined = "train lr --scheduler 127.0.0.1:9 --deadline 1";
+    let cases = [
+        ("launch --workers 1025 -- /nowhere/at/all", "1025 is not in 1..=1024"),
+        ("launch --servers 0 -- /nowhere/at/all", "0 is not in 1..=1024"),
+        ("launch --shards 0 -- /nowhere/at/all", "0 is not in 1..=1024"),
+        ("launch --transport memory -- /nowhere/at/all", "memory is for an embedded cluster"),
+        ("launch -- train lr --lambda -1", "expected a positive finite number"),
+        ("train lr --lambda inf", "expected a positive finite number"),
+        ("train lr --gap 1", "expected a number above 0 and below 1"),
+        ("train lr --passes -0.5", "expected a finite number, at least 1"),
+        ("train lr --delay 64", "64 is not in 0..=63"),
+        ("train lr --delay -1", "-1 is not in 0..=63"),
+        ("train lr --parts 4097", "4097 is not in 1..=4096"),
+        ("train lr --seed -1", "expected a whole number from 0"),
+        ("train lr --deadline -1", "-1 is not in 1..=31536000"),
+        ("train lr --deadline 31536001", "31536001 is not in 1..=31536000"),
+        ("train lr --busy-threads 0", "0 is not in 1.."),
+        ("train lr --parts 2 --workers 3", "--parts 2 is less than --workers 3"),
+        ("train lr --transport socket", "`rangefold launch --transport socket -- train lr`"),
+        ("train lr --rank 0", "without --scheduler the cluster is embedded"),
+        ("train lr --scheduler nonsense", "expected host:port"),
+        ("train lr --scheduler ::1:7700", "expected host:port"),
+        ("scheduler --bind 127.0.0.1", "expected host:port"),
+        ("scheduler --bind 0.0.0.0:0", "bind a loopback address"),
+        ("scheduler --silence 0", "0 is not in 1..=31536000"),
+        ("server --scheduler 127.0.0.1:0", "a port from 1"),
+        ("server --scheduler 127.0.0.1:9 --cores x", "--cores is `x`"),
+        (&format!("{joined} --transport memory"), "memory is for embedded clusters"),
+        (&format!("{joined} --rank 2"), "numbered from 0 to 1"),
+        (&format!("{joined} --servers 2"), "--servers is for embedded clusters"),
+    ];
+    for (arguments, expected) in cases {
+        let output = run(arguments);
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {error}");
+        assert!(error.contains(expected), "{arguments}: {error}");
+    }
+}
+
+#[test]
+fn variables_count_as_the_options_they_stand_for() {
+    let with = |arguments: &str, name: &str, value: &str| {
+        finish(rangefold(arguments).env(name, value).spawn().unwrap())
+    };
+    let alone = with("train lr --passes 1 --json", "RANGEFOLD_SCHEDULER", "");
+    assert_eq!(result_of(&alone)["transport"], "memory");
+    let cores = with("server --scheduler 127.0.0.1:9", "RANGEFOLD_CORES", "99999");
+    assert_eq!(cores.status.code(), Some(2));
+    assert!(error_of(&cores).contains("RANGEFOLD_CORES is `99999`"), "{}", error_of(&cores));
+    let socket = with("launch -- train lr --passes 1 --json", "RANGEFOLD_TRANSPORT", "socket");
+    assert_eq!(result_of(&socket)["transport"], "socket");
+}
+
+#[test]
+fn a_result_that_nobody_takes_is_an_error_and_no_panic() {
+    for arguments in ["train lr --passes 1", "info", "scheduler --bind 127.0.0.1:0"] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = rangefold(arguments).stdout(full).output().unwrap();
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments}: {error}");
+        assert!(error.contains("to standard output: No space left"), "{arguments}: {error}");
+    }
+    // A pipe that nobody reads, for what is said on the way.
+    let mut child = rangefold("train lr --data /nowhere/at/all").spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_model_is_written_to_whatever_its_path_leads_to() {
+    let scratch = Scratch::new("models");
+    let folder = &scratch.0;
+    std::fs::create_dir(folder).unwrap();
+    let at = |name: &str| folder.join(name).display().to_string();
+    let train = |path: &str| run(&format!("train lr --passes 1 --model {path}"));
+    for (path, expected) in
+        [(at(""), "it is a folder"), (at("none/model"), "none cannot be used: No such file")]
+    {
+        let output = train(&path);
+        assert_eq!(output.status.code(), Some(1), "{path}");
+        assert!(error_of(&output).contains(expected), "{}", error_of(&output));
+        assert!(output.stdout.is_empty(), "said before anything was trained");
+    }
+
+    std::os::unix::fs::symlink("behind", folder.join("link")).unwrap();
+    for _ in 0..2 {
+        assert!(train(&at("link")).status.success());
+        assert_eq!(std::fs::read_link(folder.join("link")).unwrap().to_str(), Some("behind"));
+        assert_eq!(std::fs::read_to_string(at("behind")).unwrap().lines().count(), 123);
+    }
+
+    assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    let pipe = at("pipe");
+    let reader = std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap());
+    assert!(train(&at("pipe")).status.success());
+    assert_eq!(reader.join().unwrap().lines().count(), 123);
+
+    let output = train("/dev/stdout");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("1 ") && text.contains("\nobjective "), "{text}");
+
+    let full = train("/dev/full");
+    assert_eq!(full.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&full.stdout).starts_with("objective"), "the result is printed");
+    assert!(error_of(&full).contains("cannot write the model to /dev/full: No space left"));
+
+    let mut left: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["behind", "link", "pipe"]);
+}
+
+#[test]
+fn small_gaps_and_unused_transports_can_be_read() {
+    let output = run("train lr --gap 0.0005");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let gap = text.lines().find_map(|line| line.strip_prefix("certified gap")).unwrap();
+    assert!(gap.contains("e-") && gap.trim().parse::<f64>().unwrap() <= 0.0005, "{text}");
+    let info = run("info");
+    let text = String::from_utf8_lossy(&info.stdout);
+    assert!(text.lines().any(|line| line.trim() == "verbs: not part of this version"), "{text}");
+    let help = run("train lr --help");
+    let text = String::from_utf8_lossy(&help.stdout);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("started by hand need --rank 0, 1,"), "{text}");
+}
+
+#[test]
+fn a_scheduler_lost_at_the_end_does_not_cost_the_result() {
+    let (scheduler, address) = start_scheduler();
+    let _server = start_server(&address);
+    let mut worker = Started::new(&format!("train lr --scheduler {address} --workers 1 --gap 1e-12 --json"));
+    assert!(worker.first_note().contains("worker 0 over"));
+    // Long enough to be in the middle of the training, also on a loaded machine.
+    std::thread::sleep(Duration::from_millis(1500));
+    scheduler.signal(Signal::KILL);
+    scheduler.finish();
+    worker.signal(Signal::INT);
+    let output = worker.finish();
+    let error = error_of(&output);
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    assert!(error.contains("its own share only"), "{error}");
+    assert!(
+        error.contains("told to stop") && !error.contains("interrupted"),
+        "nobody knows by whom: {error}"
+    );
+    let result = result_of(&output);
+    assert_eq!(result["workers"].as_array().unwrap().len(), 1);
+    let servers = result["servers"].as_array().unwrap();
+    assert!(
+        servers[0].get("proximal_steps").is_some() && servers[0].get("pushes").is_none(),
+        "what is not known is left out: {result}"
+    );
+}
+
+#[test]
+fn an_interrupted_worker_that_fails_says_why_and_is_still_interrupted() {
+    let (_scheduler, address) = start_scheduler();
+    let server = start_server(&address);
+    let job = format!("train lr --scheduler {address} --workers 1 --gap 1e-12 --deadline 2");
+    let mut worker = Started::new(&job);
+    assert!(worker.first_note().contains("worker 0 over"));
+    // Long enough to be in the middle of the training, also on a loaded machine.
+    std::thread::sleep(Duration::from_millis(1500));
+    server.signal(Signal::KILL);
+    server.finish();
+    worker.signal(Signal::INT);
+    let output = worker.finish();
+    let error = error_of(&output);
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    assert!(error.contains("longer than 2s"), "{error}");
+}
+
+#[test]
+fn an_interrupted_launch_ends_with_130_whatever_its_workers_do() {
+    let ready = Scratch::new("ready");
+    let script = format!("trap 'exit 3' INT; touch {}; while :; do sleep 0.1; done", ready.path());
+    let mut command = rangefold("launch --servers 1 --workers 1 --");
+    let child = command.args(["sh", "-c", &script]).spawn().unwrap();
+    wait_for("a worker that waits", || ready.0.exists().then_some(()));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(130), "{}", error_of(&output));
+}
+
+#[test]
+fn an_interrupt_during_the_start_is_heard() {
+    // Of a command that does not exist: without the interrupt, launch would fail when it comes to the workers.
+    let child = rangefold("launch --servers 30 -- /nowhere/at/all").spawn().unwrap();
+    let launch = Pid::from_child(&child);
+    wait_for("a scheduler", || children(&child, "scheduler").pop());
+    // Stopped meanwhile, so that it has not come that far when the interrupt is there.
+    kill_process(launch, Signal::STOP).unwrap();
+    kill_process(launch, Signal::INT).unwrap();
+    kill_process(launch, Signal::CONT).unwrap();
+    let output = finish(child);
+    let error = error_of(&output);
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    assert!(!error.contains("/nowhere/at/all"), "{error}");
+}
+
+#[test]
+fn services_end_well_when_interrupted_and_a_server_too_many_is_named() {
+    let (scheduler, address) = start_scheduler();
+    let servers = [start_server(&address), start_server(&address)];
+    for server in servers {
+        server.signal(Signal::INT);
+        assert_eq!(server.finish().status.code(), Some(0));
+    }
+    scheduler.signal(Signal::INT);
+    let output = scheduler.finish();
+    assert_eq!(output.status.code(), Some(0));
+    let error = error_of(&output);
+    let late: Vec<&str> =
+        error.lines().filter(|line| line.contains("tables made before do not use it")).collect();
+    assert!(late.len() == 1 && late[0].contains("server 1 joined"), "{error}");
 }

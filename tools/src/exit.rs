@@ -2,11 +2,14 @@
 
 use std::process::ExitCode;
 
+use crate::say;
+
 /// What `--help` says of them.
 pub(crate) const HELP: &str = "\
-Exit status: 0 success; 1 the goal was not reached (gap, passes) or a run failed; 2 wrong usage;
-130 interrupted, after saving what was asked for. `launch` ends with the worst status of its workers
-(128 and the signal for one that was killed).";
+Exit status: 0 success; 1 the goal was not reached (gap, passes), a run failed, or its result could not be
+written; 2 wrong usage; 130 `train` or `launch` was interrupted before its end, whatever came of it. `launch`
+ends with the worst status of its workers (128 and the signal for one that was killed). `scheduler` and
+`server` run until they are told to stop, by an interrupt too, and end with 0 then.";
 
 /// How a subcommand ends, when it ends without an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +24,11 @@ pub(crate) enum Verdict {
     Exit(u8),
 }
 
+/// Options that make no sense, alone or together, where the parser cannot tell.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
 /// Prints an error with its causes and turns everything into an exit status.
 pub(crate) fn report(outcome: anyhow::Result<Verdict>) -> ExitCode {
     match outcome {
@@ -29,8 +37,25 @@ pub(crate) fn report(outcome: anyhow::Result<Verdict>) -> ExitCode {
         Ok(Verdict::Interrupted) => ExitCode::from(130),
         Ok(Verdict::Exit(code)) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("rangefold: {error:#}");
-            ExitCode::from(1)
+            print(&error);
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
+}
+
+/// Prints an error with its causes.
+pub(crate) fn print(error: &anyhow::Error) {
+    let hint = if error.is::<Usage>() { "\n\nFor more information, try '--help'." } else { "" };
+    say::note(&format!("{}{hint}", words(error)));
+}
+
+/// The error and its causes. Most errors of ours name their cause themselves: it is not said again.
+fn words(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -7,6 +7,7 @@ use rangefold_workers::remote::framing;
 use serde_json::{Value, json};
 
 use crate::exit::Verdict;
+use crate::say;
 
 /// Options of `info`.
 #[derive(clap::Args, Debug)]
@@ -41,11 +42,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         "io_uring_disabled": read("/proc/sys/kernel/io_uring_disabled"),
         "transport": transport,
     });
-    if arguments.json {
-        println!("{facts:#}");
-    } else {
-        print(&facts, 0);
-    }
+    let text = if arguments.json { format!("{facts:#}\n") } else { lines(&facts, 0) };
+    say::result("what this machine offers", &text)?;
     Ok(Verdict::Success)
 }
 
@@ -81,22 +79,22 @@ fn vector_units() -> Vec<&'static str> {
 }
 
 /// An object as lines, nested ones indented.
-fn print(value: &Value, indent: usize) {
-    let Value::Object(fields) = value else { return };
-    for (name, field) in fields {
-        match field {
-            Value::Object(_) => {
-                println!("{:indent$}{name}", "");
-                print(field, indent + 2);
-            }
-            Value::Array(items) if items.iter().any(Value::is_object) => {
-                println!("{:indent$}{name}", "");
-                for item in items {
-                    print(item, indent + 2);
-                }
-            }
-            Value::String(text) => println!("{:indent$}{name:<20} {text}", ""),
-            other => println!("{:indent$}{name:<20} {other}", ""),
+fn lines(value: &Value, indent: usize) -> String {
+    let Value::Object(fields) = value else { return String::new() };
+    let line = |(name, field): (&String, &Value)| match field {
+        Value::Object(_) => format!("{:indent$}{name}\n{}", "", lines(field, indent + 2)),
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            let reasons: String = items.iter().map(|item| reason(item, indent + 2)).collect();
+            format!("{:indent$}{name}\n{reasons}", "")
         }
-    }
+        Value::String(text) => format!("{:indent$}{name:<20} {text}\n", ""),
+        other => format!("{:indent$}{name:<20} {other}\n", ""),
+    };
+    fields.iter().map(line).collect()
+}
+
+/// A transport that is not used, as a line.
+fn reason(refused: &Value, indent: usize) -> String {
+    let field = |name: &str| refused[name].as_str().unwrap_or_default();
+    format!("{:indent$}{}: {}\n", "", field("transport"), field("reason"))
 }

@@ -1,14 +1,16 @@
-//! The product's one binary. Knows its subcommands and exit codes; each subcommand is a file.
+//! The product's one binary. Knows its subcommands and exit codes; each subcommand is a file or a folder.
 
 mod exit;
 mod info;
 mod launch;
+mod say;
 mod scheduler;
 mod server;
 mod stdin;
 mod train;
+mod usage;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// A parameter server: train on a cluster inside this process, or on processes of this host.
 #[derive(Parser)]
@@ -40,12 +42,15 @@ enum Train {
 }
 
 fn main() -> std::process::ExitCode {
-    let outcome = match Arguments::parse().command {
-        Command::Train(Train::Lr(arguments)) => train::run(&arguments),
+    let matches = Arguments::command().get_matches();
+    let given = usage::Given::new(&matches);
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let outcome = match arguments.command {
+        Command::Train(Train::Lr(arguments)) => train::run(&arguments, &given),
         Command::Info(arguments) => info::run(&arguments),
         Command::Launch(arguments) => launch::run(&arguments),
         Command::Scheduler(arguments) => scheduler::run(&arguments),
-        Command::Server(arguments) => server::run(&arguments),
+        Command::Server(arguments) => server::run(&arguments, &given),
     };
     exit::report(outcome)
 }

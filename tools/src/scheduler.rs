@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use rangefold_transport::bootstrap::{Listener, Options};
 use rangefold_transport::wait::Clock;
 use rangefold_workers::coordinator::Coordinator;
 use rangefold_workers::scheduler::{Happening, serve};
 
-use crate::exit::Verdict;
-use crate::stdin;
+use crate::exit::{Usage, Verdict};
+use crate::{say, stdin, usage};
 
 /// What the first line on standard output begins with; the address follows.
 pub(crate) const LISTENING: &str = "listening on ";
@@ -19,13 +20,13 @@ pub(crate) const LISTENING: &str = "listening on ";
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     /// Where to listen, host and port; port 0 takes any. Without a secret, loopback only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700", value_parser = usage::listening)]
     bind: String,
     /// Servers that the cluster is to have; tables are made when all have joined.
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true, value_parser = usage::nodes())]
     servers: u32,
     /// A worker that says nothing for so many seconds is taken for dead.
-    #[arg(long, value_name = "S", default_value_t = 10)]
+    #[arg(long, value_name = "S", default_value_t = 10, allow_negative_numbers = true, value_parser = usage::seconds())]
     silence: u64,
     /// End when standard input closes.
     #[arg(long)]
@@ -34,12 +35,13 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let listener = Arc::new(Listener::bind(&arguments.bind, Options::default())?);
-    anyhow::ensure!(
-        listener.address().ip().is_loopback(),
-        "{} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address",
-        listener.address()
-    );
-    println!("{LISTENING}{}", listener.address());
+    if !listener.address().ip().is_loopback() {
+        return Err(Usage(format!(
+            "{} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address",
+            listener.address()
+        ))
+        .into());
+    }
     let coordinator = Arc::new(Coordinator::new(Clock::new(), arguments.servers));
     let end = {
         let (listener, coordinator) = (Arc::clone(&listener), Arc::clone(&coordinator));
@@ -49,16 +51,30 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         }
     };
     let end_too = end.clone();
-    ctrlc::set_handler(end_too)?;
+    ctrlc::set_handler(end_too).context("cannot catch interrupts")?;
     if arguments.until_stdin_closes {
-        stdin::when_closed(end);
+        stdin::when_closed(end)?;
     }
-    serve(&listener, &coordinator, Duration::from_secs(arguments.silence), |happening| match happening {
-        Happening::ServerJoined(server, what) => eprintln!("rangefold: {server} joined: {what}"),
-        Happening::ServerLost(server) => eprintln!("rangefold: {server} is gone"),
-        Happening::WorkerJoined(worker, from) => eprintln!("rangefold: {worker} joined from {from}"),
-        Happening::WorkerLeft(worker, why) => eprintln!("rangefold: {worker} left: {why}"),
-        Happening::Refused(from, why) => eprintln!("rangefold: {from} was refused: {why}"),
+    say::result("the address", &format!("{LISTENING}{}\n", listener.address()))?;
+    let expected = arguments.servers;
+    serve(&listener, &coordinator, Duration::from_secs(arguments.silence), move |happening| {
+        say::note(&words(&happening, expected));
     });
     Ok(Verdict::Success)
+}
+
+/// A line for the operator; `servers_expected` is how many the cluster is to have.
+fn words(happening: &Happening, servers_expected: u32) -> String {
+    match happening {
+        // Servers are numbered in the order in which they join.
+        Happening::ServerJoined(server, what) if server.0 >= servers_expected => format!(
+            "{server} joined: {what}; {servers_expected} joined before it, as --servers says, and tables made before do \
+             not use it"
+        ),
+        Happening::ServerJoined(server, what) => format!("{server} joined: {what}"),
+        Happening::ServerLost(server) => format!("{server} is gone"),
+        Happening::WorkerJoined(worker, from) => format!("{worker} joined from {from}"),
+        Happening::WorkerLeft(worker, why) => format!("{worker} left: {why}"),
+        Happening::Refused(from, why) => format!("{from} was refused: {why}"),
+    }
 }

@@ -3,58 +3,66 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use rangefold::Limits;
 use rangefold::pinning;
-use rangefold::server::{Options, Server};
+use rangefold::server::{Options, ServeError, Server};
 use rangefold_transport::auto::{self, Wish};
 use rangefold_workers::remote::framing;
 
-use crate::exit::Verdict;
-use crate::stdin;
+use crate::exit::{Usage, Verdict};
+use crate::usage::{self, Given};
+use crate::{say, stdin};
+
+/// Where a scheduler listens, if nobody says otherwise.
+const SCHEDULER: &str = "127.0.0.1:7700";
 
 /// Options of `server`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// The scheduler's address, host and port.
-    #[arg(long, value_name = "ADDR", env = "RANGEFOLD_SCHEDULER", default_value = "127.0.0.1:7700")]
-    scheduler: String,
+    /// The scheduler's address, host and port [default: 127.0.0.1:7700].
+    #[arg(long, value_name = "ADDR", env = "RANGEFOLD_SCHEDULER", value_parser = usage::scheduler)]
+    scheduler: Option<String>,
     /// Where to listen, host and port; port 0 takes any. Without a secret, loopback only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = usage::listening)]
     bind: String,
     /// Where others reach this server, if not where it listens.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = usage::reached)]
     advertise: Option<String>,
     /// Shard threads, each the owner of its part of every table.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = usage::shards())]
     shards: u16,
     /// The number to be known by; `launch` counts them.
     #[arg(long, value_name = "N", env = "RANGEFOLD_SERVER")]
     number: Option<u32>,
     /// Processors for the shard threads, as 0,1,4; without them none is pinned.
-    #[arg(long, value_name = "LIST", env = pinning::VARIABLE, default_value = "")]
+    #[arg(long, value_name = "LIST", env = pinning::VARIABLE, default_value = "", allow_negative_numbers = true)]
     cores: String,
     /// Threads that may spin at once on this host; `launch` counts them.
-    #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1)]
+    #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1, allow_negative_numbers = true,
+        value_parser = usage::threads())]
     busy_threads: usize,
     /// The transport of the data: auto, uring or socket. Any but auto fails rather than take another.
-    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto)]
+    #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto,
+        value_parser = usage::transport)]
     transport: Wish,
     /// Give up joining after so many seconds.
-    #[arg(long, value_name = "S", default_value_t = 30)]
+    #[arg(long, value_name = "S", default_value_t = 30, allow_negative_numbers = true, value_parser = usage::seconds())]
     deadline: u64,
     /// End when standard input closes.
     #[arg(long)]
     until_stdin_closes: bool,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
+pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Verdict> {
+    let scheduler = given.scheduler(arguments.scheduler.as_deref())?.unwrap_or(SCHEDULER);
     let options = Options {
-        scheduler: arguments.scheduler.clone(),
+        scheduler: scheduler.to_owned(),
         bind: arguments.bind.clone(),
         advertise: arguments.advertise.clone(),
-        shards: arguments.shards.max(1),
+        shards: arguments.shards,
         number: arguments.number,
-        cores: pinning::parse(&arguments.cores)?,
+        cores: usage::cores(&arguments.cores, given.origin("cores", "--cores", pinning::VARIABLE))?,
         busy_threads: arguments.busy_threads,
         limits: Limits::standard(),
         deadline: Duration::from_secs(arguments.deadline),
@@ -65,16 +73,18 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         let (endpoint, choice) = auto::Endpoint::new(&endpoint).map_err(|error| error.to_string())?;
         chosen = choice.to_string();
         Ok(endpoint)
+    });
+    let server = server.map_err(|error| match error {
+        ServeError::Exposed(_) => anyhow::Error::new(Usage(error.to_string())),
+        error => error.into(),
     })?;
-    eprintln!("rangefold: {} serves on {} over {chosen}", server.id(), server.address());
     let stopper = server.stopper();
     let stopper_too = stopper.clone();
-    ctrlc::set_handler(move || stopper_too.stop())?;
+    ctrlc::set_handler(move || stopper_too.stop()).context("cannot catch interrupts")?;
     if arguments.until_stdin_closes {
-        stdin::when_closed(move || stopper.stop());
+        stdin::when_closed(move || stopper.stop())?;
     }
-    server.serve(|| {
-        eprintln!("rangefold: the scheduler is gone; data go on, but nobody can join any more");
-    })?;
+    say::note(&format!("{} serves on {} over {chosen}", server.id(), server.address()));
+    server.serve(|| say::note("the scheduler is gone; data go on, but nobody can join any more"))?;
     Ok(Verdict::Success)
 }
