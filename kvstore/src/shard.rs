@@ -93,11 +93,13 @@ pub fn spawn<E: Endpoint + Send + 'static>(
     let stop = Arc::new(AtomicBool::new(false));
     let handle = ShardHandle { commands: sender, waker: endpoint.waker(), stop: Arc::clone(&stop) };
     let name = format!("rangefold-{}.{}", options.shard.server.0, options.shard.shard);
+    // Before the thread is bound: one that may use a single processor is taken for one that must not spin.
+    let mut turns = Loop::new(clock, busy_threads);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         pin();
         let mut shard = Shard { node: Node::new(endpoint, options, ()), commands };
         // Acquire, pairs with the Release in `stop`.
-        Loop::new(clock, busy_threads).run(&mut shard, |_| stop.load(Ordering::Acquire), None);
+        turns.run(&mut shard, |_| stop.load(Ordering::Acquire), None);
     })?;
     Ok((handle, thread))
 }

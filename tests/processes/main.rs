@@ -430,12 +430,12 @@ fn a_worker_too_many_is_refused() {
             .spawn()
             .unwrap()
     };
-    // No server: the first worker waits for its table; the second is one too many.
+    // No server: the first worker waits for its table; the second claims its place.
     let waiting = join();
     std::thread::sleep(Duration::from_millis(700));
     let refused = finish(join());
     assert_eq!(refused.status.code(), Some(1));
-    assert!(error_of(&refused).contains("one too many"), "{}", error_of(&refused));
+    assert!(error_of(&refused).contains("rank 0 is taken by a worker"), "{}", error_of(&refused));
     let waited = finish(waiting);
     assert!(error_of(&waited).contains("0 of 1 servers are there"), "{}", error_of(&waited));
 }

@@ -132,8 +132,9 @@ impl Options {
         Ok(options)
     }
 
-    /// Binds the calling thread to the first of [`Self::cores`], if there is one. The thread that waits on a client is the one
-    /// that moves its data. Says whether it did.
+    /// Binds the calling thread to the first of [`Self::cores`], if there is one, and says whether it did. The thread that waits
+    /// on a client is the one that moves its data. Call it after [`connect`], which counts the processors that this thread may
+    /// use: with one only, waits never spin. Threads that are started afterwards inherit the binding.
     #[must_use = "a thread that is not bound may be moved to another processor"]
     pub fn pin(&self) -> bool {
         self.cores.first().is_some_and(|&core| pinning::pin(core))

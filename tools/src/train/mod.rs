@@ -125,10 +125,10 @@ fn joined(
         deadline: job.deadline,
         ..remote::Options::default()
     };
-    // A thread that stays where it was is slower, and no worse.
-    let _ = options.pin();
     let begun = Instant::now();
     let (client, choice) = remote::connect(&options)?;
+    // A thread that stays where it was is slower, and no worse.
+    let _ = options.pin();
     say::note(&format!("worker {rank} over {choice}"));
     let line = progress_line();
     let worked = work(&client, rank, job, data, interrupt, (rank == 0).then_some(&line));
