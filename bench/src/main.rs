@@ -25,7 +25,7 @@ use clap::Parser;
 use rangefold_kvstore::store::apply::Element as _;
 
 use ceiling::add::{Arrays, plain_add};
-use ceiling::handoff;
+use ceiling::handoff::{self, Buffers};
 use ceiling::tcp::{self, Wait};
 use clusters::Clusters;
 use comparison::Comparison;
@@ -60,25 +60,31 @@ fn rows<'a>(clusters: &'a Clusters, memory: &'a Memory, length: Duration) -> Vec
     let Memory { large, small } = memory;
     vec![
         Comparison::new("push 1 MiB over TCP", GigabytesPerSecond)
-            .ceiling("raw stream, received spinning, added", move || tcp::stream(length, Wait::Spin, true))
-            .baseline("raw stream, received blocking, added", move || tcp::stream(length, Wait::Block, true))
+            .ceiling("raw stream, receiver spins and adds", move || tcp::stream(length, Wait::Spin, true))
+            .ceiling("raw stream, receiver blocks and adds", move || tcp::stream(length, Wait::Block, true))
             .each(tcp, move |bench| bench.push(length)),
         Comparison::new("push 1 MiB in memory", GigabytesPerSecond)
-            .ceiling("raw hand-over: copied here, added there", move || handoff::push(length, f32::add))
+            .ceiling("raw hand-over, 64 KiB, copied and added", move || {
+                handoff::push(length, Buffers::Small, f32::add)
+            })
+            .ceiling("raw hand-over, 1 MiB, copied and added", move || {
+                handoff::push(length, Buffers::Large, f32::add)
+            })
             .ours("memory", move || embedded.push(length)),
         Comparison::new("pull 1 MiB over TCP", GigabytesPerSecond)
-            .ceiling("raw stream, received spinning", move || tcp::stream(length, Wait::Spin, false))
-            .baseline("raw stream, received blocking", move || tcp::stream(length, Wait::Block, false))
+            .ceiling("raw stream, receiver spins", move || tcp::stream(length, Wait::Spin, false))
+            .ceiling("raw stream, receiver blocks", move || tcp::stream(length, Wait::Block, false))
             .each(tcp, move |bench| bench.pull(length)),
         Comparison::new("pull 1 MiB in memory", GigabytesPerSecond)
-            .ceiling("raw hand-over: copied there", move || handoff::pull(length))
+            .ceiling("raw hand-over, 64 KiB, copied", move || handoff::pull(length, Buffers::Small))
+            .ceiling("raw hand-over, 1 MiB, copied", move || handoff::pull(length, Buffers::Large))
             .ours("memory", move || embedded.pull(length)),
         Comparison::new("round trip of 64 f32 over TCP", Microseconds)
-            .ceiling("raw ping-pong 320 B / 64 B, spinning", move || tcp::ping_pong(length, Wait::Spin))
-            .baseline("raw ping-pong 320 B / 64 B, blocking", move || tcp::ping_pong(length, Wait::Block))
+            .ceiling("raw ping-pong 320 B / 64 B, both spin", move || tcp::ping_pong(length, Wait::Spin))
+            .baseline("raw ping-pong 320 B / 64 B, both block", move || tcp::ping_pong(length, Wait::Block))
             .each(tcp, move |bench| bench.round_trip(length)),
         Comparison::new("round trip of 64 f32 in memory", Microseconds)
-            .ceiling("raw hand-over 320 B / 64 B", move || handoff::round_trip(length))
+            .ceiling("raw hand-over 320 B / 64 B, both spin", move || handoff::round_trip(length))
             .ours("memory", move || embedded.round_trip(length)),
         Comparison::new("add f32, 256 MiB", GigabytesPerSecond)
             .ceiling("copy of the same bytes", move || large.borrow_mut().copy(length))

@@ -16,11 +16,11 @@ pub(crate) const LEGEND: &str = "\
 near      the two cores share a cache: a cache line goes there and back in less than 250 ns
 far       they do not, or other work runs on one of them
 one       only one core may be used
-ceiling   the most that this machine does by the shortest program; of several the best of each repeat
-baseline  what a plain program does, which blocks or is compiled for any machine; for comparison only
+ceiling   what the shortest program does here at most; of several rows the best of each repeat counts
+baseline  what a plain program does, which sleeps while it waits; nothing is divided by it
 ours      Rangefold, with its acknowledgements
 ratio     how much of the ceiling is reached: ours/ceiling, of times ceiling/ours; 1 is the ceiling, a little more is
-          noise; of pairs from the same repeat at the same distance, with the least and the most
+          noise; the median over pairs of the same repeat at the same distance
 n         repeats that count; those during which the distance changed are dropped
 ";
 
@@ -83,7 +83,7 @@ pub(crate) fn text(results: &Results) -> String {
         let Line { label, distance, spread, .. } = line;
         let _ = writeln!(
             text,
-            "warning: {} {}, {}: the largest of its repeats is {:.1} times the smallest; its median says little",
+            "warning: {} {}, {}: max is {:.1} times min, so the median says little",
             distance.name(),
             label.comparison,
             label.name,

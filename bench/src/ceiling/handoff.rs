@@ -11,43 +11,50 @@ use super::{MESSAGE_BYTES, REPLY_BYTES, REQUEST_BYTES};
 use crate::cores;
 use crate::spread::Spread;
 
-/// Bytes of a buffer, and how many travel: large enough that the channel costs nothing, few enough to stay in a cache.
-const BUFFER_BYTES: usize = 64 << 10;
+/// Buffers that travel, as many as pushes of ours are under way.
 const BUFFERS: usize = 8;
 
+/// Bytes of a buffer. Either may be the faster: small ones stay in the nearest caches; with large ones a side that is not
+/// let run for a while does not stop the other.
+#[derive(Clone, Copy)]
+pub(crate) enum Buffers {
+    Small = 64 << 10,
+    Large = MESSAGE_BYTES as isize,
+}
+
 /// GB/s of messages of ones, copied here into buffers and added there to a table of 1 MiB.
-pub(crate) fn push(length: Duration, add: fn(&mut [f32], &[f32])) -> anyhow::Result<f64> {
+pub(crate) fn push(length: Duration, buffers: Buffers, add: fn(&mut [f32], &[f32])) -> anyhow::Result<f64> {
     let message = vec![1.0f32; MESSAGE_BYTES / 4];
     let mut table = vec![0.0f32; MESSAGE_BYTES / 4];
-    let (mut copied, mut added) = (pieces(), pieces());
+    let (mut copied, mut added) = (pieces(buffers), pieces(buffers));
     let fill = |buffer: &mut [f32]| buffer.copy_from_slice(&message[copied.next().unwrap_or_default()]);
     let take = |buffer: &mut [f32]| add(&mut table[added.next().unwrap_or_default()], buffer);
-    let (rate, messages) = hand_over(length, fill, take)?;
+    let (rate, messages) = hand_over(length, buffers, fill, take)?;
     anyhow::ensure!(table.iter().all(|&sum| sum == messages as f32), "sums of the raw hand-over are wrong");
     Ok(rate)
 }
 
 /// GB/s of a table of 1 MiB, copied there into buffers that come back here. They are not read here, as ours are not.
-pub(crate) fn pull(length: Duration) -> anyhow::Result<f64> {
+pub(crate) fn pull(length: Duration, buffers: Buffers) -> anyhow::Result<f64> {
     let table = vec![1.0f32; MESSAGE_BYTES / 4];
-    let mut copied = pieces();
+    let mut copied = pieces(buffers);
     let see = |buffer: &mut [f32]| {
         std::hint::black_box(buffer);
     };
     let fill = |buffer: &mut [f32]| buffer.copy_from_slice(&table[copied.next().unwrap_or_default()]);
-    Ok(hand_over(length, see, fill)?.0)
+    Ok(hand_over(length, buffers, see, fill)?.0)
 }
 
 /// Where each buffer lies in its message, over and over.
-fn pieces() -> impl Iterator<Item = std::ops::Range<usize>> {
-    (0..MESSAGE_BYTES / BUFFER_BYTES)
-        .cycle()
-        .map(|piece| piece * BUFFER_BYTES / 4..(piece + 1) * BUFFER_BYTES / 4)
+fn pieces(buffers: Buffers) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let len = buffers as usize / 4;
+    (0..MESSAGE_BYTES / 4 / len).cycle().map(move |piece| piece * len..(piece + 1) * len)
 }
 
 /// Lets whole messages go round: `here` works on each buffer, then `there` on the other core. GB/s, and how many messages.
 fn hand_over(
     length: Duration,
+    buffers: Buffers,
     mut here: impl FnMut(&mut [f32]),
     mut there: impl FnMut(&mut [f32]) + Send,
 ) -> anyhow::Result<(f64, u32)> {
@@ -55,7 +62,7 @@ fn hand_over(
         let (go, gone) = channel::<Vec<f32>>();
         let (come_back, back) = channel();
         for _ in 0..BUFFERS {
-            come_back.send(vec![0.0; BUFFER_BYTES / 4])?;
+            come_back.send(vec![0.0; buffers as usize / 4])?;
         }
         let other = scope.spawn(move || {
             cores::pin_other();
@@ -68,7 +75,7 @@ fn hand_over(
         });
         let (begun, mut messages) = (Instant::now(), 0);
         while begun.elapsed() < length {
-            for _ in 0..MESSAGE_BYTES / BUFFER_BYTES {
+            for _ in 0..MESSAGE_BYTES / buffers as usize {
                 let mut buffer = spin(&back).context("the other side panicked")?;
                 here(&mut buffer);
                 go.send(buffer)?;
