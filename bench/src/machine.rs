@@ -14,7 +14,7 @@ pub(crate) fn head(length: Duration, repeats: usize) -> String {
         ("kernel", read("/proc/sys/kernel/osrelease").map(|release| format!("Linux {release}"))),
         ("processor", processor()),
         ("cores", Some(cores::describe())),
-        ("length", Some(format!("{} ms a measurement, {repeats} repeats", length.as_millis()))),
+        ("length", Some(format!("{} ms a measurement; repeats: {repeats}", length.as_millis()))),
         ("load", load().map(|load| format!("{load} at the start"))),
     ];
     let told = facts.into_iter().filter_map(|(name, fact)| Some(format!("{name:<10}{}\n", fact?)));

@@ -53,7 +53,7 @@ pub(crate) fn text(results: &Results) -> String {
             let title = format!("{comparison}, {}", label.unit.name());
             let _ = writeln!(
                 text,
-                "\n{title:<63}{:>8}  {:>8}  {:>8}  {:>2}   ratio  (min - max)   n",
+                "\n{title:<63}{:>8}  {:>8}  {:>8}  {:>2}   ratio  (min - max)     n",
                 "median", "min", "max", "n"
             );
         }
@@ -64,8 +64,8 @@ pub(crate) fn text(results: &Results) -> String {
             spread.median, spread.least, spread.most, spread.count
         );
         if let Some(ratio) = ratio {
-            let range = format!("({:.2} - {:.2})", ratio.least, ratio.most);
-            let _ = write!(text, "   {:>5.2}  {range:<13} {:>2}", ratio.median, ratio.count);
+            let range = format!("({} - {})", share(ratio.least), share(ratio.most));
+            let _ = write!(text, "   {:>5}  {range:<15} {:>2}", share(ratio.median), ratio.count);
         }
         text.push('\n');
     }
@@ -91,6 +91,11 @@ pub(crate) fn text(results: &Results) -> String {
         );
     }
     text
+}
+
+/// A ratio with two digits that say something.
+fn share(ratio: f64) -> String {
+    if ratio < 0.1 { format!("{ratio:.3}") } else { format!("{ratio:.2}") }
 }
 
 /// The same for programs, the head as comments.

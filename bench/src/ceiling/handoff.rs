@@ -1,5 +1,5 @@
 //! Hand-overs between the two cores of one process, without a system call: what `memory` can reach at most.
-//! Knows channels and atomics. Both sides spin.
+//! Knows channels and atomics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -14,8 +14,9 @@ use crate::spread::Spread;
 /// Buffers that travel, as many as pushes of ours are under way.
 const BUFFERS: usize = 8;
 
-/// Bytes of a buffer. Either may be the faster: small ones stay in the nearest caches; with large ones a side that is not
-/// let run for a while does not stop the other.
+/// Bytes of a buffer. Either may be the faster: small ones stay in the nearest caches, and who waits for them spins; with
+/// large ones a side that is not let run for a while does not stop the other, and who waits for them sleeps after a while,
+/// so that other work is done then and not when there is something to do.
 #[derive(Clone, Copy)]
 pub(crate) enum Buffers {
     Small = 64 << 10,
@@ -66,7 +67,7 @@ fn hand_over(
         }
         let other = scope.spawn(move || {
             cores::pin_other();
-            while let Some(mut buffer) = spin(&gone) {
+            while let Some(mut buffer) = buffers.wait(&gone) {
                 there(&mut buffer);
                 if come_back.send(buffer).is_err() {
                     return;
@@ -76,7 +77,7 @@ fn hand_over(
         let (begun, mut messages) = (Instant::now(), 0);
         while begun.elapsed() < length {
             for _ in 0..MESSAGE_BYTES / buffers as usize {
-                let mut buffer = spin(&back).context("the other side panicked")?;
+                let mut buffer = buffers.wait(&back).context("the other side panicked")?;
                 here(&mut buffer);
                 go.send(buffer)?;
             }
@@ -90,13 +91,18 @@ fn hand_over(
     })
 }
 
-/// The next one, or none when the sender has gone.
-fn spin<T>(receiver: &Receiver<T>) -> Option<T> {
-    loop {
-        match receiver.try_recv() {
-            Ok(value) => return Some(value),
-            Err(TryRecvError::Empty) => cores::pause(),
-            Err(TryRecvError::Disconnected) => return None,
+impl Buffers {
+    /// The next one, or none when the sender has gone.
+    fn wait<T>(self, receiver: &Receiver<T>) -> Option<T> {
+        match self {
+            Self::Small => loop {
+                match receiver.try_recv() {
+                    Ok(value) => return Some(value),
+                    Err(TryRecvError::Empty) => cores::pause(),
+                    Err(TryRecvError::Disconnected) => return None,
+                }
+            },
+            Self::Large => receiver.recv().ok(),
         }
     }
 }

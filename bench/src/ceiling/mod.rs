@@ -1,9 +1,9 @@
 //! What the machine can do at most, by the shortest programs that do it. Nothing of ours but the add that is handed in.
-//! One file for each way: over memory, over TCP, between the two cores. Called by the rows of `rows.rs`.
+//! One file for each way: over memory, over TCP, between the two cores. Called by the rows of `main.rs`.
 //!
 //! A ceiling must reach at least what ours can do. Where it depends on the machine and its load which way is the fastest
-//! (a receiver that spins or blocks, small buffers or large), each is a row, and the best of a repeat is its ceiling. What is
-//! never the fastest, the ping-pong that sleeps, is a baseline.
+//! (a receiver that spins or blocks, small buffers or large), each is a row, and the best of a repeat is its ceiling. The
+//! ping-pong that sleeps is a baseline: with two cores it is never the fastest.
 
 pub(crate) mod add;
 pub(crate) mod handoff;
