@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+
 use rangefold::embed::{Cluster, Options};
 use rangefold::server::{Server, Stopper};
 use rangefold::{ElementType, Limits, TableSpec, UpdateFunction, server};
@@ -14,8 +16,9 @@ use rangefold_workers::coordinator::Coordinator;
 use rangefold_workers::driver::Dialer;
 use rangefold_workers::{Client, Table, remote, scheduler};
 
-use crate::ceiling::{MESSAGE_BYTES, median};
+use crate::ceiling::MESSAGE_BYTES;
 use crate::cores;
+use crate::spread::Spread;
 
 /// Elements of the table: one message, so that the ceiling's receiver and ours sweep the same memory.
 const ELEMENTS: usize = MESSAGE_BYTES / 4;
@@ -67,12 +70,15 @@ impl Bench<memory::Endpoint, rangefold::embed::MemoryDialer> {
 }
 
 impl Bench<auto::Endpoint, remote::TcpDialer> {
-    /// Over TCP in this process, as between processes.
+    /// Over TCP in this process, as between processes. [`auto::Unavailable`] where this machine has no such transport.
     pub(crate) fn tcp(wish: auto::Wish) -> anyhow::Result<Self> {
         let endpoint = |one_thread| {
             auto::Endpoint::new(&auto::Options { wish, framing: remote::framing(), one_thread })
                 .map(|(endpoint, _)| endpoint)
         };
+        // Both kinds are asked for before a thread is started: a refusal then leaves nothing behind.
+        let client = endpoint(false)?;
+        drop(endpoint(true)?);
         let listener = Arc::new(Listener::bind("127.0.0.1:0", Listening::default())?);
         let address = listener.address().to_string();
         let coordinator = Arc::new(Coordinator::new(Clock::new(), 1));
@@ -107,7 +113,7 @@ impl Bench<auto::Endpoint, remote::TcpDialer> {
             busy_threads: 2,
             deadline: DEADLINE,
         };
-        let client = remote::connect(&options, endpoint(false)?)?;
+        let client = remote::connect(&options, client)?;
         let services = Services { scheduler: listener, server: stopper, threads: vec![serving, shard] };
         Self::new(client, Box::new(services))
     }
@@ -173,21 +179,25 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Bench<E, D> {
             trips.push(sent.elapsed().as_secs_f64() * 1e6);
         }
         self.small.fetch_add(trips.len() as u64, Ordering::Relaxed);
-        Ok(median(&mut trips))
+        Ok(Spread::of(trips).context("no round trip within the length")?.median)
     }
 
-    /// Whether every push was added exactly once. Sums are exact: they stay below 2^24.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
+    /// Whether every push was added exactly once; says how many there were. Sums are exact below 2^24.
+    pub(crate) fn check(&self) -> anyhow::Result<u64> {
         let values = self.table.pull(0..ELEMENTS as u64)?.wait(DEADLINE)?;
         let (small, large) = (self.small.load(Ordering::Relaxed), self.large.load(Ordering::Relaxed));
-        anyhow::ensure!(small + large < 1 << 24, "more pushes than an f32 counts");
+        let pushes = small + large;
+        anyhow::ensure!(
+            pushes < 1 << 24,
+            "{pushes} pushes are more than an f32 counts: use fewer --repeats or --millis"
+        );
         let wrong = values.iter().enumerate().filter(|&(key, &value)| {
             let expected = large + if key < 64 { small } else { 0 };
             f64::from(value) != expected as f64
         });
         let wrong = wrong.count();
-        anyhow::ensure!(wrong == 0, "{wrong} of {ELEMENTS} sums are wrong");
+        anyhow::ensure!(wrong == 0, "{wrong} of {ELEMENTS} sums are wrong after {pushes} pushes");
         self.client.leave();
-        Ok(())
+        Ok(pushes)
     }
 }

@@ -21,6 +21,19 @@ pub(crate) enum Distance {
     One,
 }
 
+impl Distance {
+    pub(crate) const ALL: [Self; 3] = [Self::Near, Self::Far, Self::One];
+
+    /// As it is printed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Near => "near",
+            Self::Far => "far",
+            Self::One => "one",
+        }
+    }
+}
+
 /// The processors of this process, as they were before a thread was pinned: a pinned thread is told of one only.
 fn all() -> &'static [usize] {
     static ALL: OnceLock<Vec<usize>> = OnceLock::new();
@@ -37,16 +50,40 @@ pub(crate) fn pin_other() {
     pin(1);
 }
 
+/// Which cores are used, and whether a thread can be bound to each.
+pub(crate) fn describe() -> String {
+    let bound = |index: usize, name: &str| {
+        let core = all().get(index)?;
+        let bound = std::thread::scope(|scope| scope.spawn(|| pin(index)).join().unwrap_or(false));
+        Some(format!(
+            "{name} on {core} ({})",
+            if bound { "pinned" } else { "NOT pinned: the system refuses" }
+        ))
+    };
+    match (bound(0, "worker"), bound(1, "shard or receiver")) {
+        (Some(worker), Some(other)) => format!("{worker}, {other}; {} may be used", all().len()),
+        (Some(worker), None) => format!("{worker}, and everything else with it: only this one may be used"),
+        (None, _) => "NOT pinned: the system names no processor".into(),
+    }
+}
+
+/// What a spinning thread does between two looks. On one core it lets the other side run.
+pub(crate) fn pause() {
+    if all().len() < 2 {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
 /// The second core, if there is one.
 pub(crate) fn other() -> Vec<usize> {
     all().get(1).copied().into_iter().collect()
 }
 
-fn pin(index: usize) {
-    if let Some(&core) = all().get(index) {
-        // Where it is not allowed the figures are worse, and the distance says so.
-        let _ = rangefold::pinning::pin(core);
-    }
+/// Says whether it was done. Where it is not allowed the figures are worse; the head of the output says so.
+fn pin(index: usize) -> bool {
+    all().get(index).is_some_and(|&core| rangefold::pinning::pin(core))
 }
 
 /// The distance now: the median of five rounds of a cache line's trips to the other core and back.
