@@ -113,6 +113,8 @@ struct Shared<E: Endpoint, D: Dialer> {
     tau: AtomicU32,
     /// Nanoseconds that calls have waited for others.
     waited_ns: AtomicU64,
+    /// When the latest call that waits began to, of several threads any; 0 when it has ended.
+    waiting_since_ns: AtomicU64,
     /// The scheduler was told that this worker is done.
     left: AtomicBool,
 }
@@ -188,6 +190,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
             control,
             tau: AtomicU32::new(tau.unwrap_or(Round::MAX)),
             waited_ns: AtomicU64::new(0),
+            waiting_since_ns: AtomicU64::new(0),
             left: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&shared);
@@ -218,6 +221,8 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         mut done: impl FnMut(&mut Session<E, D>) -> Option<R>,
     ) -> Result<R, Error> {
         let begun_ns = self.now_ns();
+        // Relaxed: for messages only.
+        self.0.waiting_since_ns.store(begun_ns, Ordering::Relaxed);
         let deadline_ns = begun_ns.saturating_add(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX));
         let outcome = self.0.baton.drive(
             |session| match done(session) {
@@ -226,6 +231,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
             },
             deadline_ns,
         );
+        self.0.waiting_since_ns.store(0, Ordering::Relaxed);
         self.0.waited_ns.fetch_add(self.now_ns().saturating_sub(begun_ns), Ordering::Relaxed);
         outcome.unwrap_or_else(|| {
             let waits_for = self.with(Session::waits_for);
@@ -405,6 +411,14 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     #[must_use]
     pub fn waited(&self) -> Duration {
         Duration::from_nanos(self.0.waited_ns.load(Ordering::Relaxed))
+    }
+
+    /// How long a call has been waiting now, and for what, in words: for a message before its deadline.
+    #[must_use]
+    pub fn waiting(&self) -> Option<(Duration, String)> {
+        let since_ns = self.0.waiting_since_ns.load(Ordering::Relaxed);
+        let waiting = Duration::from_nanos(self.now_ns().saturating_sub(since_ns));
+        (since_ns > 0).then(|| (waiting, self.with(Session::waits_for)))
     }
 
     /// What everything waits for, in words, for a report of a stall.

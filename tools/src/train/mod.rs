@@ -6,8 +6,8 @@ mod model;
 mod options;
 mod report;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,11 @@ use crate::usage::Given;
 pub(crate) use options::Arguments;
 use options::{Place, Seat};
 use report::{Finished, Scored, Share, gap, progress_line, show};
+
+/// A wait that is worth a message: longer than any round of a job that goes well on a loaded machine.
+const STALL: Duration = Duration::from_secs(5);
+/// Between two looks at what a worker waits for.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs the job.
 pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Verdict> {
@@ -195,9 +200,42 @@ fn work<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
             show(line, seen, begun.elapsed(), client.waited());
         }
     };
-    let outcome = train(client, job, data, interrupt, watch)?;
+    let outcome = thread::scope(|scope| {
+        let (ended, end) = mpsc::channel::<()>();
+        // Without it a stall is named at the deadline only.
+        let _ = thread::Builder::new()
+            .name("rangefold-watch".into())
+            .spawn_scoped(scope, move || name_stalls(client, rank, job.deadline, &end));
+        let outcome = train(client, job, data, interrupt, watch);
+        drop(ended);
+        outcome
+    })?;
     let share = Share::new(rank, &outcome, &client.counters(), client.waited(), begun.elapsed());
     Ok((outcome, share))
+}
+
+/// Says what a worker waits for when it has waited for long, once for each wait.
+fn name_stalls<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
+    client: &Client<E, D>,
+    rank: u32,
+    deadline: Duration,
+    end: &mpsc::Receiver<()>,
+) {
+    let mut told = false;
+    while end.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+        match client.waiting() {
+            Some((waiting, what)) if waiting >= STALL => {
+                if !told {
+                    let (waiting, deadline) = (waiting.as_secs(), deadline.as_secs());
+                    say::note(&format!(
+                        "worker {rank} has waited for {waiting} s and gives up after {deadline} s: {what}"
+                    ));
+                }
+                told = true;
+            }
+            _ => told = false,
+        }
+    }
 }
 
 /// Saves and prints what there is. A model that cannot be saved does not keep the result from being printed.
