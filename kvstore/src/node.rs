@@ -102,7 +102,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             endpoint,
             core: ServerCore::new(options.shard, options.job, options.limits),
             store: Store::new(),
-            arena: Arena::new(options.send_bytes_max),
+            arena: Arena::new(options.send_bytes_max).moving(),
             batch: Batch::with_capacity(EVENTS_MAX),
             events: Events::with_limit(EVENTS_MAX),
             links: BTreeMap::new(),
@@ -186,8 +186,8 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
     }
 
     fn create(&mut self, row: Row) {
-        let spec = self.core.table(row.segment.table()).cloned();
-        if spec.is_some_and(|spec| self.store.create(row.segment, &spec).is_ok()) {
+        let Some(spec) = self.core.table(row.segment.table()).cloned() else { return };
+        if self.store.create(row.segment, &spec).is_ok() {
             self.core.accept(row, None);
         } else {
             self.core.decline(row.segment);

@@ -296,8 +296,9 @@ fn a_killed_worker_is_replaced_by_one_that_knows_nothing_without_a_trace_at_dela
     let workers =
         wait_for("two workers", || Some(children(&child, "train")).filter(|found| found.len() == 2));
     std::thread::sleep(Duration::from_millis(400));
-    let scheduler = variable(workers[0], "RANGEFOLD_SCHEDULER");
-    kill_process(workers[0], Signal::KILL).unwrap();
+    let first = *workers.iter().find(|&&pid| variable(pid, "RANGEFOLD_RANK") == "0").unwrap();
+    let scheduler = variable(first, "RANGEFOLD_SCHEDULER");
+    kill_process(first, Signal::KILL).unwrap();
     // The scheduler takes a newcomer when it has seen the other's connection break.
     let newcomer = wait_for("a place", || {
         let newcomer = format!("{job} {} --scheduler {scheduler} --workers 2 --rank 0", replaced.path());
@@ -326,6 +327,20 @@ fn a_result_is_printed_whoever_is_lost() {
     let output = finish(child);
     assert!(error_of(&output).contains("worker 1 prints the result"), "{}", error_of(&output));
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"objective\""));
+}
+
+#[test]
+fn a_worker_that_stays_stopped_is_replaced_and_does_not_outlive_the_job() {
+    let child = rangefold("launch -- train lr --gap 0.0005 --json").spawn().unwrap();
+    let workers =
+        wait_for("two workers", || Some(children(&child, "train")).filter(|found| found.len() == 2));
+    std::thread::sleep(Duration::from_millis(400));
+    let stopped = *workers.iter().find(|&&pid| variable(pid, "RANGEFOLD_RANK") == "1").unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(137), "{}", error_of(&output));
+    assert_optimal(&result_of(&output));
+    assert!(error_of(&output).contains("worker 1 is stopped, and all others have ended"));
 }
 
 #[test]

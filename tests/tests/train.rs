@@ -1,7 +1,7 @@
 //! Training through the library, on the bundled data: the optimum for every delay and layout, the same bits at delay 0.
 
 use std::io::Write as _;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rangefold::WorkerId;
@@ -113,22 +113,29 @@ fn delay_16_reaches_the_optimum() {
     reaches_the_optimum(16);
 }
 
-/// One worker stays; the other is given up again and again, at any point of an epoch, and one that knows nothing joins in its
-/// place. Returns the weights of all that saw the end, the staying one's first.
+/// One worker stays; the two others are given up again and again, one or both, at any point of an epoch, and some that know
+/// nothing join in their places. Returns the weights of all that saw the end, the staying one's first.
 fn with_replacements(delay: u32, count: u32) -> Vec<Outcome> {
     let data = bundled::adult_train().unwrap();
     let job = job(delay);
-    let options = Options { servers: 2, workers: 2, parts: PARTS, tau: Some(delay), ..Options::default() };
+    let options = Options { servers: 2, workers: 3, parts: PARTS, tau: Some(delay), ..Options::default() };
     let cluster = Cluster::start(options).unwrap();
-    let interrupt = AtomicBool::new(false);
+    let (interrupt, walked) = (AtomicBool::new(false), AtomicU32::new(0));
     let (certified, certificates) = std::sync::mpsc::channel();
     let (release, released) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         let start = |client: Client| {
-            let (job, data, interrupt) = (&job, &data, &interrupt);
-            scope.spawn(move || train(&client, job, data, interrupt, |_| {}))
+            let (job, data, interrupt, walked) = (&job, &data, &interrupt, &walked);
+            let mut first = true;
+            let count = move |seen: &Seen| {
+                // Its first certificate is not the job's: it began with an epoch that others had planned.
+                walked.fetch_add(u32::from(first && seen.progress.rounds > 4), Ordering::Relaxed);
+                first = false;
+            };
+            scope.spawn(move || train(&client, job, data, interrupt, count))
         };
-        let (first, second) = (cluster.join().unwrap(), cluster.join().unwrap());
+        let clients = [cluster.join().unwrap(), cluster.join().unwrap(), cluster.join().unwrap()];
+        let [first, second, third] = clients;
         let staying = scope.spawn({
             let (job, data, interrupt) = (&job, &data, &interrupt);
             let at_certificate = move |_: &Seen| {
@@ -138,21 +145,31 @@ fn with_replacements(delay: u32, count: u32) -> Vec<Outcome> {
             };
             move || train(&first, job, data, interrupt, at_certificate)
         });
-        let mut others = vec![start(second)];
+        let mut others = vec![start(second), start(third)];
+        // Workers are named in the order in which they join.
+        let mut names = std::collections::VecDeque::from([1, 2]);
+        let mut replaced = 0;
         for (replacement, ()) in (1..=count).zip(certificates) {
-            let replace = || {
-                cluster.give_up(WorkerId(replacement));
-                start(cluster.join().unwrap())
+            replaced = replacement;
+            let mut replace = || {
+                // Both at once, and the second may take from the first what that was given a moment ago.
+                for _ in 0..1 + u32::from(replacement % 3 == 0) {
+                    names.push_back(names[1] + 1);
+                    cluster.give_up(WorkerId(names.pop_front().unwrap()));
+                }
+                for _ in 0..1 + u32::from(replacement % 3 == 0) {
+                    others.push(start(cluster.join().unwrap()));
+                }
             };
             if replacement % 2 == 0 {
                 // Between the certificate and the plan, while the one that stays is held there.
-                others.push(replace());
+                replace();
                 release.send(()).unwrap();
             } else {
                 // Anywhere in the epoch, or in a later one.
                 release.send(()).unwrap();
                 std::thread::sleep(Duration::from_micros(u64::from(replacement) * 7919 % 4000));
-                others.push(replace());
+                replace();
             }
         }
         drop(release);
@@ -164,6 +181,8 @@ fn with_replacements(delay: u32, count: u32) -> Vec<Outcome> {
                 Err(error) => panic!("{error}"),
             }
         }
+        assert_eq!(replaced, count, "the job was too short");
+        assert!(walked.load(Ordering::Relaxed) > 0, "nobody has begun in the middle");
         outcomes
     })
 }

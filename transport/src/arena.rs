@@ -7,7 +7,7 @@
 //!
 //! | state | who holds it | goes to |
 //! | ----- | ------------ | ------- |
-//! | free | the arena's thread, in the list of its class | taken, by [`Arena::take`] |
+//! | free | the arena's thread, in the list of its class | taken, by [`Arena::take`]; or gone, with its mapping |
 //! | taken | its slices, on any thread | returned, by the drop of the last one |
 //! | returned | the return stack | free, when the arena's thread drains the stack |
 //!
@@ -18,7 +18,8 @@
 //! **Progress.** `take` is wait-free but for growth (an allocation and at times a mapping, in `grow`). The return is
 //! lock-free: a push repeats only when another push or a drain got in between.
 //!
-//! **Reclamation.** Headers and mappings live as long as the arena or any slice. A dropped arena closes the stack
+//! **Reclamation.** A header lives while its chunk is taken, returned, or in a free list; the arena's thread takes free ones out
+//! of their lists, then drops headers and mapping. Otherwise they live as long as the arena or any slice. A dropped arena closes the stack
 //! (swaps in `CLOSED`), leaves its *estate* there and adds the number of chunks still taken to `orphans`; a return
 //! that finds the stack closed subtracts one. Sums can pass below 0 in between, and reach 0 exactly once: whoever gets
 //! there frees the estate.
@@ -27,7 +28,6 @@
 //! and pair with each other.
 #![allow(unsafe_code, reason = "hands chunks out and takes them back")]
 
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
 use crate::error::RegionError;
@@ -64,7 +64,7 @@ pub(crate) struct Returns {
     estate: UnsafeCell<Option<Estate>>,
 }
 
-/// All headers an arena ever made, and through them the regions.
+/// All headers that an arena has, and through them the regions.
 ///
 /// Invariant: a run's vector holds at least one header, and is never grown or moved from its allocation, so headers stay where
 /// they are.
@@ -116,11 +116,20 @@ impl Returns {
     }
 }
 
+/// The place of a chunk among the common mappings when it has a mapping of its own.
+const OWN: u32 = u32::MAX;
+
+/// A common mapping: how many chunks were cut from it, and how many of them are in free lists.
+struct Step {
+    region: Region,
+    made: usize,
+    free: usize,
+}
+
 /// Hands out slices of memory within a budget. Owned by one thread; its slices may be dropped on any.
 ///
-/// Memory moves between classes: when the budget is used up, mappings that are wholly free are unmapped for whoever asks, and
-/// then a larger free chunk serves a smaller request. `None` while memory is free therefore means that what is free lies in
-/// pieces that are too small.
+/// Memory that was mapped for one class stays with it, so that no class can starve another: `None` can come while other classes
+/// have chunks to spare. In an arena that is [moving](Self::moving) it does not stay.
 pub struct Arena {
     returns: NonNull<Returns>,
     estate: Estate,
@@ -130,17 +139,19 @@ pub struct Arena {
     made: [usize; CLASS_COUNT],
     /// Free chunks above the largest class, as many as returned; the same invariant.
     free_large: Vec<NonNull<Chunk>>,
-    /// The common mapping that is being cut up, and where its unused rest begins.
-    step: Option<(Region, usize)>,
+    /// The common mappings; a hole where one was unmapped.
+    steps: Vec<Option<Step>>,
+    /// The one that is being cut up, and where its unused rest begins.
+    cutting: Option<(u32, usize)>,
+    /// Bytes of the common mappings all of whose chunks are free.
+    free_step_bytes: usize,
+    /// Whether memory moves between classes.
+    moves: bool,
     regions: Vec<Region>,
     taken_count: usize,
     used_bytes: usize,
     mapped_bytes: usize,
     budget_bytes: usize,
-    /// Chunks that have come back so far; and how many had when a search for so many bytes found too little. Only what comes
-    /// back makes another search worth its time.
-    returned_count: u64,
-    fruitless: Option<(u64, usize)>,
     refused: Option<RegionError>,
 }
 
@@ -163,23 +174,33 @@ impl Arena {
             free: [const { Vec::new() }; CLASS_COUNT],
             made: [0; CLASS_COUNT],
             free_large: Vec::new(),
-            step: None,
+            steps: Vec::new(),
+            cutting: None,
+            free_step_bytes: 0,
+            moves: false,
             regions: Vec::new(),
             taken_count: 0,
             used_bytes: 0,
             mapped_bytes: 0,
             budget_bytes: budget_bytes / CLASS_BYTES_MIN * CLASS_BYTES_MIN,
-            returned_count: 0,
-            fruitless: None,
             refused: None,
         }
+    }
+
+    /// The same arena, in which memory moves between classes: when the budget is used up, mappings that are wholly free are
+    /// unmapped for whoever asks, and then a larger free chunk serves a smaller request. `None` while memory is free then means
+    /// that it lies in pieces that are too small.
+    #[must_use]
+    pub fn moving(mut self) -> Self {
+        self.moves = true;
+        self
     }
 
     /// A slice of `len` bytes, 64-byte aligned, its contents unspecified (what was there before). `None`: the budget is
     /// used up, or the system refused memory ([`refused`](Self::refused) says so); try again after slices were dropped.
     ///
-    /// A list's pop when the class has a free chunk; else the returned ones are collected, else memory is added, else moved
-    /// from other classes: a pass over all that is free, at most once for each return.
+    /// A list's pop when the class has a free chunk; else the returned ones are collected, else memory is added. When it is moved
+    /// from other classes for that: system calls, and a pass over what is free.
     #[must_use]
     pub fn take(&mut self, len: usize) -> Option<SliceMut> {
         let chunk = match class_of(len) {
@@ -191,6 +212,15 @@ impl Arena {
         self.used_bytes += unsafe { chunk.as_ref() }.capacity();
         // SAFETY: it was in a free list: count 0, ours, large enough by its class; it lives until it is returned.
         Some(unsafe { SliceMut::first(chunk, len) })
+    }
+
+    /// Bytes that a slice of `len` bytes takes of the budget.
+    #[must_use]
+    pub fn footprint(len: usize) -> usize {
+        class_of(len).map_or_else(
+            || len.saturating_add(LARGE_STEP_BYTES - 1) / LARGE_STEP_BYTES * LARGE_STEP_BYTES,
+            class_bytes,
+        )
     }
 
     /// Bytes of the chunks handed out and not collected yet, sizes rounded up to their class.
@@ -229,9 +259,8 @@ impl Arena {
             let capacity = unsafe { chunk.as_ref() }.capacity();
             self.taken_count -= 1;
             self.used_bytes -= capacity;
-            self.returned_count += 1;
             match class_of(capacity) {
-                Some(class) => self.free[class].push(chunk),
+                Some(class) => self.put(class, chunk),
                 None => self.free_large.push(chunk),
             }
         }
@@ -245,7 +274,36 @@ impl Arena {
             self.grow(class);
         }
         // A chunk of a larger class, at last.
-        self.free[class..].iter_mut().find_map(Vec::pop)
+        let last = if self.moves { CLASS_COUNT } else { class + 1 };
+        (class..last).find_map(|class| self.pop(class))
+    }
+
+    /// Takes a chunk out of its list.
+    fn pop(&mut self, class: usize) -> Option<NonNull<Chunk>> {
+        let chunk = self.free[class].pop()?;
+        if let Some(step) = self.step_of(chunk) {
+            let whole = if step.free == step.made { step.region.len() } else { 0 };
+            step.free -= 1;
+            self.free_step_bytes -= whole;
+        }
+        Some(chunk)
+    }
+
+    /// Puts a chunk into its list.
+    fn put(&mut self, class: usize, chunk: NonNull<Chunk>) {
+        self.free[class].push(chunk);
+        if let Some(step) = self.step_of(chunk) {
+            step.free += 1;
+            let whole = if step.free == step.made { step.region.len() } else { 0 };
+            self.free_step_bytes += whole;
+        }
+    }
+
+    /// The common mapping that a free chunk lies in; `None` for one with a mapping of its own.
+    fn step_of(&mut self, chunk: NonNull<Chunk>) -> Option<&mut Step> {
+        // SAFETY: the caller has it from a free list or the return stack, so it is alive (invariant of `free`).
+        let index = unsafe { chunk.as_ref() }.step();
+        self.steps.get_mut(index as usize)?.as_mut()
     }
 
     /// The growth step: adds free chunks to a class, as many as a run holds, or none when the budget is used up.
@@ -255,37 +313,68 @@ impl Arena {
         let chunk_bytes = class_bytes(class);
         if !is_shared(class) {
             if let Some(region) = self.map(chunk_bytes) {
-                self.cut(class, &region, 0, 1);
+                self.cut(class, &region, OWN, 0, 1);
             }
             return;
         }
-        let room = self.step.as_ref().map_or(0, |(region, begin)| region.len() - begin);
-        if room < chunk_bytes {
+        if self.room_in_step() < chunk_bytes {
             if !self.make_room(chunk_bytes) {
                 return;
             }
             let step_bytes = STEP_BYTES.min(self.budget_bytes - self.mapped_bytes);
             let Some(region) = self.map(step_bytes) else { return };
-            self.step = Some((region, 0));
+            self.cutting = Some((self.keep_step(region), 0));
         }
-        let Some((region, begin)) = self.step.clone() else { return };
+        let Some((index, begin)) = self.cutting else { return };
+        let Some(region) = self.steps[index as usize].as_ref().map(|step| step.region.clone()) else {
+            return;
+        };
         // A small budget is not spent on the first class that asks.
         let run_bytes = RUN_BYTES.min(region.len() / 16).max(chunk_bytes).min(region.len() - begin);
         let count = run_bytes / chunk_bytes;
-        self.cut(class, &region, begin, count);
-        self.step = Some((region, begin + count * chunk_bytes));
+        self.cutting = Some((index, begin + count * chunk_bytes));
+        self.cut(class, &region, index, begin, count);
     }
 
-    /// Makes `count` free chunks of a class from the region, beginning at `begin`, which nothing else uses.
-    fn cut(&mut self, class: usize, region: &Region, begin: usize, count: usize) {
+    /// Bytes that are left in the common mapping that is being cut up.
+    fn room_in_step(&self) -> usize {
+        let Some((index, begin)) = self.cutting else { return 0 };
+        self.steps[index as usize].as_ref().map_or(0, |step| step.region.len() - begin)
+    }
+
+    /// Notes a common mapping and returns its place.
+    fn keep_step(&mut self, region: Region) -> u32 {
+        let step = Some(Step { region, made: 0, free: 0 });
+        let place = self.steps.iter().position(Option::is_none).unwrap_or(self.steps.len());
+        if place == self.steps.len() {
+            self.steps.push(step);
+        } else {
+            self.steps[place] = step;
+        }
+        // A budget of 2^32 steps is more than can be addressed.
+        u32::try_from(place).unwrap_or(OWN)
+    }
+
+    /// Makes `count` free chunks of a class from the region, beginning at `begin`, which nothing else uses; `step` is the
+    /// region's place among the common mappings.
+    fn cut(&mut self, class: usize, region: &Region, step: u32, begin: usize, count: usize) {
         let bytes = class_bytes(class);
         let range = |index: usize| begin + index * bytes..begin + (index + 1) * bytes;
-        let run =
-            (0..count).map(|index| Chunk::new(region.clone(), range(index), Some(self.returns))).collect();
+        let run = (0..count)
+            .map(|index| Chunk::new(region.clone(), range(index), Some(self.returns)).in_step(step))
+            .collect();
         let chunks = self.keep(run);
         // Chunks come back in any number at once: `collect` must find room for all and allocate nothing.
         self.made[class] += count;
         self.free[class].reserve(self.made[class]);
+        if let Some(step) = self.steps.get_mut(step as usize).and_then(Option::as_mut) {
+            // It has free chunks only, or it has not: its new ones change nothing in that, but the first.
+            if step.made == 0 {
+                self.free_step_bytes += step.region.len();
+            }
+            step.made += count;
+            step.free += count;
+        }
         self.free[class].extend(chunks);
     }
 
@@ -311,7 +400,7 @@ impl Arena {
             return Some(self.free_large.swap_remove(index));
         }
         let region = self.map(bytes)?;
-        let run = vec![Chunk::new(region, 0..bytes, Some(self.returns))];
+        let run = vec![Chunk::new(region, 0..bytes, Some(self.returns)).in_step(OWN)];
         self.keep(run).next()
     }
 
@@ -337,15 +426,23 @@ impl Arena {
         self.budget_bytes - self.mapped_bytes >= bytes
     }
 
-    /// Unmaps what is free until `bytes` fit into the budget: chunks with a mapping of their own, the largest first, then
-    /// common mappings. Says whether they fit.
+    /// Unmaps what is free until `bytes` fit into the budget, if that is enough: chunks with a mapping of their own, the largest
+    /// first, then common mappings. An arena that is not moving unmaps chunks above the largest class only. Says whether they
+    /// fit.
     fn make_room(&mut self, bytes: usize) -> bool {
         if self.has_room(bytes) {
             return true;
         }
         self.collect();
-        let searched = self.fruitless.is_some_and(|(at, least)| at == self.returned_count && bytes >= least);
-        if searched || self.budget_bytes - self.used_bytes < bytes {
+        let own = || (0..CLASS_COUNT).rev().take_while(|&class| !is_shared(class));
+        // SAFETY: chunks in the free lists are alive (invariant of `free_large`).
+        let large = self.free_large.iter().map(|chunk| unsafe { chunk.as_ref() }.capacity());
+        let mut reclaimable: usize = large.sum();
+        if self.moves {
+            reclaimable += own().map(|class| self.free[class].len() * class_bytes(class)).sum::<usize>();
+            reclaimable += self.free_step_bytes;
+        }
+        if self.budget_bytes - self.mapped_bytes + reclaimable < bytes {
             return false;
         }
         while !self.has_room(bytes)
@@ -353,20 +450,18 @@ impl Arena {
         {
             self.unmap_chunk(chunk);
         }
-        for class in (0..CLASS_COUNT).rev().take_while(|&class| !is_shared(class)) {
+        for class in own() {
             while !self.has_room(bytes)
-                && let Some(chunk) = self.free[class].pop()
+                && let Some(chunk) = self.pop(class)
             {
                 self.made[class] -= 1;
                 self.unmap_chunk(chunk);
             }
         }
         if !self.has_room(bytes) {
-            self.unmap_free_steps();
+            self.unmap_free_steps(bytes);
         }
-        let found = self.has_room(bytes);
-        self.fruitless = (!found).then_some((self.returned_count, bytes));
-        found
+        self.has_room(bytes)
     }
 
     /// Unmaps a free chunk that has a mapping of its own, taken out of its list.
@@ -380,40 +475,28 @@ impl Arena {
         self.regions.retain(|region| !region.same(header[0].region()));
     }
 
-    /// Unmaps the common mappings all of whose chunks are free.
-    fn unmap_free_steps(&mut self) {
-        // Chunks that are not free, by their mapping.
-        let mut taken: BTreeMap<NonNull<u8>, usize> = BTreeMap::new();
-        for run in self.estate.runs.iter().filter(|run| run[0].capacity() <= SHARED_BYTES_MAX.min(STEP_BYTES))
-        {
-            *taken.entry(run[0].region().base()).or_insert(0) += run.len();
-        }
-        // SAFETY: chunks in the free lists are alive (invariant of `free`).
-        let mapping = |chunk: &NonNull<Chunk>| unsafe { chunk.as_ref() }.region().base();
-        for chunk in self.free.iter().flatten() {
-            if let Some(count) = taken.get_mut(&mapping(chunk)) {
-                *count -= 1;
+    /// Unmaps common mappings all of whose chunks are free, until `bytes` fit.
+    fn unmap_free_steps(&mut self, bytes: usize) {
+        let mut gone = vec![false; self.steps.len()];
+        for (index, slot) in self.steps.iter_mut().enumerate() {
+            if self.budget_bytes - self.mapped_bytes >= bytes {
+                break;
             }
+            let Some(step) = slot.take_if(|step| step.made > 0 && step.free == step.made) else { continue };
+            gone[index] = true;
+            self.mapped_bytes -= step.region.len();
+            self.free_step_bytes -= step.region.len();
+            self.regions.retain(|region| !region.same(&step.region));
         }
-        taken.retain(|_, count| *count == 0);
-        if taken.is_empty() {
-            return;
-        }
+        let is_gone = |chunk: &Chunk| gone.get(chunk.step() as usize).is_some_and(|&gone| gone);
+        self.cutting = self.cutting.filter(|&(index, _)| !gone[index as usize]);
         for (list, made) in self.free.iter_mut().zip(&mut self.made) {
             let before = list.len();
-            list.retain(|chunk| !taken.contains_key(&mapping(chunk)));
+            // SAFETY: chunks in the free lists are alive (invariant of `free`); their headers go below.
+            list.retain(|chunk| !is_gone(unsafe { chunk.as_ref() }));
             *made -= before - list.len();
         }
-        if self.step.as_ref().is_some_and(|(region, _)| taken.contains_key(&region.base())) {
-            self.step = None;
-        }
-        self.estate.runs.retain(|run| !taken.contains_key(&run[0].region().base()));
-        let mapped_bytes = &mut self.mapped_bytes;
-        self.regions.retain(|region| {
-            let goes = taken.contains_key(&region.base());
-            *mapped_bytes -= if goes { region.len() } else { 0 };
-            !goes
-        });
+        self.estate.runs.retain(|run| !is_gone(&run[0]));
     }
 
     /// Takes the whole return stack.

@@ -96,8 +96,7 @@ impl Region {
         Arc::ptr_eq(&self.mapping, &other.mapping)
     }
 
-    /// Where it begins: its name, as long as it is mapped.
-    pub(crate) fn base(&self) -> NonNull<u8> {
+    fn base(&self) -> NonNull<u8> {
         self.mapping.base
     }
 }
@@ -180,6 +179,8 @@ pub(crate) struct Chunk {
     base: NonNull<u8>,
     capacity: usize,
     region: Region,
+    /// Its place among the arena's common mappings.
+    step: u32,
     /// Where it goes at count 0; `None`: this header is a box of its own, and is dropped.
     home: Option<NonNull<Returns>>,
     /// Stands for the bytes in the models: loom sees the order of reads and writes through it.
@@ -199,10 +200,21 @@ impl Chunk {
             base,
             capacity: range.len(),
             region,
+            step: u32::MAX,
             home,
             #[cfg(loom)]
             bytes: UnsafeCell::new(()),
         }
+    }
+
+    /// The same chunk, cut from the arena's common mapping of this place.
+    pub(crate) fn in_step(mut self, step: u32) -> Self {
+        self.step = step;
+        self
+    }
+
+    pub(crate) fn step(&self) -> u32 {
+        self.step
     }
 
     pub(crate) fn capacity(&self) -> usize {

@@ -193,9 +193,12 @@ impl Coordinator {
             }
         }
         // Checked, so that the first worker's word binds the others.
-        state.job.get_or_insert(job);
+        if state.job.replace(job).is_none() {
+            let next = state.scheduler.as_ref().map(|scheduler| scheduler.succeeded_by(job));
+            state.scheduler = Some(next.unwrap_or_else(|| SchedulerCore::new(job)));
+        }
         let now = self.now();
-        let scheduler = state.scheduler.get_or_insert_with(|| SchedulerCore::new(job));
+        let Some(scheduler) = &mut state.scheduler else { unreachable!("made with the job") };
         let worker = scheduler.join(now)?;
         let barriers_before = scheduler.barriers();
         let view = scheduler.view().clone();
@@ -235,7 +238,9 @@ impl Coordinator {
     pub fn create_table(&self, spec: &TableSpec) -> Result<TableId, TableError> {
         let mut state = self.lock();
         let joined = u32::try_from(state.manager.servers()).unwrap_or(u32::MAX);
-        if joined < self.servers_expected {
+        // One that is there is found, whoever is gone.
+        let is_new = state.manager.map().table(&spec.namespace, &spec.name).is_none();
+        if is_new && joined < self.servers_expected {
             return Err(TableError::ServersMissing { joined, expected: self.servers_expected });
         }
         let before = state.manager.map().epoch;

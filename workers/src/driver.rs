@@ -99,7 +99,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             endpoint,
             dialer,
             core: ClientCore::new(job, limits),
-            arena: Arena::new(memory_bytes_max),
+            arena: Arena::new(memory_bytes_max).moving(),
             control: Arena::new(CONTROL_MEMORY_BYTES),
             batch: Batch::with_capacity(EVENTS_MAX),
             events: Events::with_limit(EVENTS_MAX),
@@ -142,7 +142,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     /// [`IssueError::Full`] when as much as allowed is under way or held: wait for a task to end; [`IssueError::TooLarge`].
     pub fn buffer(&mut self, bytes: usize) -> Result<SliceMut, IssueError> {
         let max = self.arena.budget_bytes();
-        if bytes > max {
+        if Arena::footprint(bytes) > max {
             return Err(IssueError::TooLarge { bytes: bytes as u64, max: max as u64 });
         }
         self.arena.take(bytes).ok_or(IssueError::Full)

@@ -242,7 +242,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// Waits until the scheduler has handed lanes to this worker, and returns them.
     ///
     /// # Errors
-    /// [`Error::Deadline`], [`Error::Stopped`].
+    /// [`Error::Deadline`], [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn wait_for_lanes(&self, deadline: Duration) -> Result<Vec<Lane>, Error> {
         self.wait("waiting for the job to start", deadline, |session| {
             let lanes: Vec<Lane> = session.driver.core().lanes().collect();
@@ -278,7 +278,8 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// Makes a table, or attaches to the one with the same specification.
     ///
     /// # Errors
-    /// [`Error::Element`] when `T` is not what it holds, [`Error::Eventual`], [`Error::Control`] from the manager, [`Error::Deadline`].
+    /// [`Error::Element`] when `T` is not what it holds, [`Error::Eventual`], [`Error::Control`] from the manager, [`Error::Deadline`],
+    /// [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn table<T: Element>(&self, spec: &TableSpec) -> Result<Table<T, E, D>, Error> {
         if spec.element != T::TYPE {
             return Err(Error::Element { found: spec.element, asked: T::TYPE });
@@ -304,12 +305,18 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// of the first lane.
     ///
     /// # Errors
-    /// [`Error::NoLane`], [`Error::Deadline`], [`Error::Stopped`].
+    /// [`Error::NoLane`], [`Error::Deadline`] (the round has ended all the same), [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn advance(&self, deadline: Duration) -> Result<Round, Error> {
-        let lanes = self.lanes();
-        let rounds =
-            lanes.iter().map(|&(lane, _)| self.advance_lane(lane)).collect::<Result<Vec<Round>, Error>>()?;
-        let round = rounds.first().copied().ok_or(Error::NoLane)?;
+        // All lanes or none: a call after an error must not end a round twice.
+        let round = self.with(|session| {
+            check(session)?;
+            let lanes: Vec<Lane> = session.driver.core().lanes().collect();
+            let mut rounds = lanes.into_iter().map(|lane| session.driver.advance(lane));
+            let first = rounds.next().ok_or(Error::NoLane)??;
+            rounds.try_for_each(|round| round.map(drop))?;
+            session.flush_batch();
+            Ok::<Round, Error>(first)
+        })?;
         self.wait_for_round(deadline)?;
         Ok(round)
     }
@@ -344,7 +351,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// call [`Self::advance`] first.
     ///
     /// # Errors
-    /// [`Error::Deadline`], [`Error::Stopped`].
+    /// [`Error::Deadline`], [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn flush(&self, deadline: Duration) -> Result<(), Error> {
         self.wait("waiting for all tasks", deadline, |session| {
             (session.driver.core().open_tasks() == 0).then_some(())
@@ -355,15 +362,15 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// a deadline the next call waits for the same barrier. One thread of a worker at a time.
     ///
     /// # Errors
-    /// [`Error::Control`], [`Error::Deadline`], [`Error::Stopped`].
+    /// [`Error::Control`], [`Error::Deadline`], [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn barrier(&self, deadline: Duration) -> Result<(), Error> {
-        let (target, again) = self.with(|session| {
-            let again = session.barriers_reached > session.barriers;
-            session.barriers_reached += u64::from(!again);
-            (session.barriers_reached, again)
-        });
+        let (reached, again) =
+            self.with(|session| (session.barriers_reached, session.barriers_reached > session.barriers));
+        let target = reached + u64::from(!again);
         if !again {
             self.0.control.barrier()?;
+            // Only now: one that could not be said is not reached.
+            self.with(|session| session.barriers_reached = target);
         }
         self.wait("waiting at a barrier for the other workers", deadline, |session| {
             (session.barriers >= target).then_some(())
@@ -449,13 +456,14 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
             Err(IssueError::Full) => {}
             outcome => return Ok(outcome?),
         }
-        let issued =
-            self.wait("waiting for room to issue a task", deadline, |session| match issue(session) {
-                // A lane that went meanwhile is what `wait` finds next, and a better reason.
-                Err(IssueError::NoLane(_)) if session.lanes_changed() => None,
+        let issued = self.wait("waiting for room to issue a task", deadline, |session| {
+            // What changed meanwhile is what `wait` finds next; nothing is issued then.
+            check(session).ok()?;
+            match issue(session) {
                 Err(IssueError::Full) => None,
                 outcome => Some(outcome),
-            })?;
+            }
+        })?;
         Ok(issued?)
     }
 }
@@ -570,6 +578,8 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
         }
         let bytes = values.as_bytes();
         let task = self.client.issue(DEADLINE, |session| {
+            // Before the copy, which would be made again at each look.
+            session.driver.core().may_push(lane, self.id, range)?;
             let mut memory = session.driver.buffer(bytes.len())?;
             memory.as_mut_bytes().copy_from_slice(bytes);
             session.driver.push(lane, self.id, range, memory, arguments)
@@ -648,7 +658,7 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Ticket<E, D> {
     /// worker has ended the round: call [`Client::advance`] first.
     ///
     /// # Errors
-    /// [`Error::Task`], [`Error::Deadline`] (the push goes on), [`Error::Stopped`].
+    /// [`Error::Task`]; [`Error::Deadline`] and [`Error::LanesChanged`], and the push goes on; [`Error::Stopped`].
     pub fn wait(mut self, deadline: Duration) -> Result<(), Error> {
         let Some(task) = self.task.take() else { return Ok(()) };
         let ended =
@@ -660,8 +670,9 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Ticket<E, D> {
     }
 
     /// Calls back when the push has ended, and how: with [`Error::Task`], or [`Error::Stopped`] when its cluster has. It runs on
-    /// the thread that drives then: one that waits on this client, else the progress thread, within about 10 ms. It must be
-    /// short, and calling the client from it panics.
+    /// the thread that drives then: one that waits on this client, else the progress thread, within about 10 ms; on the calling
+    /// one if the push has ended already. It must be short. Calling the client from it panics, and so does dropping one of its
+    /// tickets there.
     pub fn on_done(mut self, callback: impl FnOnce(Result<(), Error>) + Send + 'static) {
         let Some(task) = self.task.take() else { return callback(Ok(())) };
         let callback: Callback = Box::new(callback);

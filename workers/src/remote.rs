@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -142,6 +142,7 @@ pub fn connect<E: Endpoint + Send + 'static>(
         writer: Mutex::new(stream.try_clone().map_err(broken)?),
         waiting: Mutex::new(BTreeMap::new()),
         next_request: AtomicU32::new(0),
+        ended: AtomicBool::new(false),
     });
     let waker = endpoint.waker();
     let ending = stream.try_clone().map_err(broken)?;
@@ -167,6 +168,8 @@ struct Line {
     /// Requests that wait for their answers.
     waiting: Mutex<BTreeMap<u32, Sender<FromScheduler>>>,
     next_request: AtomicU32,
+    /// The connection has ended.
+    ended: AtomicBool,
 }
 
 /// How far the lanes are.
@@ -202,8 +205,12 @@ impl Line {
     }
 
     fn say(&self, message: &ToScheduler) -> Result<(), ControlError> {
-        write(&*self.writer(), message)
-            .map_err(|error| ControlError::Unreachable(format!("{}: {error}", self.address)))
+        let writer = self.writer();
+        write(&*writer, message).map_err(|error| {
+            // Half a message may have gone: nothing that follows would be understood.
+            let _ = writer.shutdown(Shutdown::Both);
+            ControlError::Unreachable(format!("{}: {error}", self.address))
+        })
     }
 
     /// Asks and waits for the answer.
@@ -216,12 +223,18 @@ impl Line {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = crossbeam_channel::bounded(1);
         self.waiting().insert(request, sender);
+        // Acquire, pairs with the Release in `hear`: either it sees this question, or the end is seen here.
+        if self.ended.load(Ordering::Acquire) {
+            self.waiting().remove(&request);
+        }
         let said = self.say(&question(request));
         let outcome = said.and_then(|()| {
-            answer.recv_timeout(within).map_err(|_| {
-                let text =
-                    format!("{}: no answer within {within:?}; it has ended or is stopped", self.address);
-                ControlError::Unreachable(text)
+            answer.recv_timeout(within).map_err(|error| {
+                let text = match error {
+                    RecvTimeoutError::Timeout => format!("no answer within {within:?}; it is stopped"),
+                    RecvTimeoutError::Disconnected => "it has ended".into(),
+                };
+                ControlError::Unreachable(format!("{}: {text}", self.address))
             })
         });
         self.waiting().remove(&request);
@@ -231,6 +244,13 @@ impl Line {
     /// Passes news to the session and answers to whoever asked, until the connection ends. Training does not need the
     /// scheduler as long as nothing changes, so its end is not this worker's.
     fn hear(&self, stream: &TcpStream, news: &Sender<News>, waker: &Waker) {
+        self.pass_on(stream, news, waker);
+        // Release, pairs with the Acquire in `ask`. Whoever waits hears at once that no answer will come.
+        self.ended.store(true, Ordering::Release);
+        self.waiting().clear();
+    }
+
+    fn pass_on(&self, stream: &TcpStream, news: &Sender<News>, waker: &Waker) {
         while let Ok(message) = read::<FromScheduler>(stream) {
             let request = match message {
                 FromScheduler::News(heard) => {

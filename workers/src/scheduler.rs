@@ -26,6 +26,8 @@ const INTRODUCTION: Duration = Duration::from_secs(5);
 const SERVERS: Duration = Duration::from_secs(600);
 /// Between two looks.
 const AGAIN: Duration = Duration::from_millis(5);
+/// How long a look at a connection waits for something to be there.
+const LOOK: Duration = Duration::from_millis(1);
 /// How often the silent are looked for.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -191,6 +193,7 @@ fn attend(
 
 /// Makes a table, waiting a while for servers that have not joined yet: processes start in any order.
 fn create_table(
+    stream: &TcpStream,
     coordinator: &Coordinator,
     worker: WorkerId,
     spec: &TableSpec,
@@ -199,13 +202,29 @@ fn create_table(
     let until = Instant::now() + patience.min(SERVERS);
     loop {
         match coordinator.create_table(spec) {
-            Err(TableError::ServersMissing { .. }) if Instant::now() < until => {
+            Err(TableError::ServersMissing { .. }) if Instant::now() < until && !has_ended(stream) => {
                 // Its signs of life wait behind its question.
                 let _ = coordinator.report(worker, &[]);
                 thread::sleep(AGAIN);
             }
             outcome => return outcome,
         }
+    }
+}
+
+/// Whether the other side has closed the connection, as a process that ends does.
+fn has_ended(stream: &TcpStream) -> bool {
+    // Nobody else reads here meanwhile.
+    let look = || {
+        let patience = stream.read_timeout()?;
+        stream.set_read_timeout(Some(LOOK))?;
+        let peeked = stream.peek(&mut [0]);
+        stream.set_read_timeout(patience)?;
+        peeked
+    };
+    match look() {
+        Ok(read) => read == 0,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
     }
 }
 
@@ -254,7 +273,7 @@ fn listen(
             }
             (ToScheduler::CreateTable { request, spec, patience_ms }, Some(worker)) => {
                 let patience = Duration::from_millis(u64::from(patience_ms));
-                let outcome = create_table(coordinator, worker, &spec, patience);
+                let outcome = create_table(stream, coordinator, worker, &spec, patience);
                 Some(FromScheduler::Table { request, outcome })
             }
             (ToScheduler::Post { request, name, content }, Some(worker)) => {

@@ -66,7 +66,7 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
             News::Stop => {
                 self.stopped = true;
                 for (_, callback) in std::mem::take(&mut self.callbacks) {
-                    callback(Err(Error::Stopped));
+                    call(callback, Err(Error::Stopped));
                 }
             }
         }
@@ -104,10 +104,10 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
     /// Calls back when a task has ended, or now if it has.
     pub(crate) fn call_back_at_end(&mut self, task: TaskId, callback: Callback) {
         if let Some(ended) = self.driver.take_ended(task) {
-            callback(ended.outcome.map_err(Error::from));
+            call(callback, ended.outcome.map_err(Error::from));
         } else if self.stopped {
             self.driver.forget(task);
-            callback(Err(Error::Stopped));
+            call(callback, Err(Error::Stopped));
         } else {
             self.callbacks.insert(task, callback);
         }
@@ -153,10 +153,15 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
         for task in ended {
             let ended = self.driver.take_ended(task);
             if let (Some(ended), Some(callback)) = (ended, self.callbacks.remove(&task)) {
-                callback(ended.outcome.map_err(Error::from));
+                call(callback, ended.outcome.map_err(Error::from));
             }
         }
     }
+}
+
+/// Calls back. One that panics has said so on standard error; whoever drives goes on, with the other callbacks.
+fn call(callback: Callback, outcome: Result<(), Error>) {
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callback(outcome)));
 }
 
 impl<E: Endpoint, D: Dialer> Shell for Session<E, D> {

@@ -118,6 +118,12 @@ impl SchedulerCore {
         }
     }
 
+    /// The same for the job after this one: no name is given twice, so that a late word of the old job's worker is nobody's.
+    #[must_use]
+    pub fn succeeded_by(&self, spec: JobSpec) -> Self {
+        Self { next_worker: self.next_worker, ..Self::new(spec) }
+    }
+
     /// The view as it is now.
     #[must_use]
     pub const fn view(&self) -> &View {

@@ -169,6 +169,7 @@ impl Cluster {
     fn wait(&mut self) -> anyhow::Result<Verdict> {
         let mut ended: BTreeMap<usize, ExitStatus> = BTreeMap::new();
         let mut asked: Option<Instant> = None;
+        let mut last_end = Instant::now();
         while ended.len() < self.workers.len() {
             for (rank, worker) in self.workers.iter_mut().enumerate() {
                 if !ended.contains_key(&rank)
@@ -178,7 +179,12 @@ impl Cluster {
                         self.output.note(&format!("{} ended: {status}", worker.name));
                     }
                     ended.insert(rank, status);
+                    last_end = Instant::now();
                 }
+            }
+            // Its lanes went to others long ago, and the job is done: nobody need continue it.
+            if !ended.is_empty() && last_end.elapsed() > GRACE {
+                self.kill_stopped();
             }
             for service in &mut self.services {
                 if let Some(status) = service.ended()? {
@@ -207,6 +213,23 @@ impl Cluster {
             0 => Verdict::Success,
             worst => Verdict::Exit(worst),
         })
+    }
+
+    /// Kills the workers that run no more because somebody has stopped them, if there are no others left.
+    fn kill_stopped(&mut self) {
+        let mut left = Vec::new();
+        for worker in &mut self.workers {
+            if worker.runs() {
+                left.push(&*worker);
+            }
+        }
+        if left.iter().all(|worker| worker.is_stopped()) {
+            for worker in left {
+                self.output
+                    .note(&format!("{} is stopped, and all others have ended: it is killed", worker.name));
+                worker.signal(Signal::KILL);
+            }
+        }
     }
 
     /// Ends what is still running: asked first, killed after a while. Nothing is left behind.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// A process that was started, and the threads that copy its output. Killed when dropped, if it still runs.
 pub(super) struct Process {
@@ -114,6 +114,13 @@ impl Process {
         Ok(())
     }
 
+    /// Whether somebody has stopped it (SIGSTOP).
+    pub(super) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        // The state is the first field behind the name, which ends with the last parenthesis.
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    }
+
     /// How it ended, if it has.
     ///
     /// # Errors
@@ -126,10 +133,11 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Signals it and what it has started: all of its group.
     pub(super) fn signal(&self, signal: Signal) {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // A process that has ended needs no signal.
-            let _ = kill_process(pid, signal);
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // A group that has ended needs no signal.
+            let _ = kill_process_group(group, signal);
         }
     }
 
@@ -142,13 +150,14 @@ impl Process {
     }
 
     pub(super) fn kill(&mut self) {
-        // It may have ended in this moment; waiting is right either way.
-        let _ = self.child.kill();
+        self.signal(Signal::KILL);
         let _ = self.child.wait();
     }
 
-    /// Waits until all that it said is copied. It has ended.
+    /// Waits until all that it said is copied. It has ended; what it has left running in its group is killed, or its outputs
+    /// would never close.
     pub(super) fn drain(&mut self) {
+        self.signal(Signal::KILL);
         for copy in self.copies.drain(..) {
             // A copying thread has no way to fail but a closed terminal.
             let _ = copy.join();

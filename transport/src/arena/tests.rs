@@ -61,7 +61,7 @@ fn large_chunks_are_kept_used_again_and_given_up() {
 #[test]
 #[cfg_attr(miri, ignore = "much memory")]
 fn memory_moves_to_the_class_that_asks() {
-    let mut arena = Arena::new(32 << 20);
+    let mut arena = Arena::new(32 << 20).moving();
     // All of it in chunks of one class, free again; then any other class can have all of it.
     for bytes in [4 << 20, 64, 256 << 10, 1 << 20, 100 << 10, 30 << 20, 5_000] {
         let slices: Vec<_> = std::iter::from_fn(|| arena.take(bytes)).collect();
@@ -74,7 +74,7 @@ fn memory_moves_to_the_class_that_asks() {
 #[test]
 #[cfg_attr(miri, ignore = "much memory")]
 fn a_larger_chunk_serves_when_no_mapping_is_free() {
-    let mut arena = Arena::new(4 << 20);
+    let mut arena = Arena::new(4 << 20).moving();
     // One mapping, cut up whole; what stays taken keeps it from being unmapped.
     let mut slices: Vec<_> = std::iter::from_fn(|| arena.take(256 << 10)).collect();
     slices.truncate(slices.len() - 1);
@@ -82,6 +82,20 @@ fn a_larger_chunk_serves_when_no_mapping_is_free() {
     assert!(arena.take(300 << 10).is_none(), "what is free is too small");
     drop(slices);
     assert!(arena.take(300 << 10).is_some(), "now it is not");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "much memory")]
+fn a_class_keeps_its_memory_in_an_arena_that_is_not_moving() {
+    let mut arena = Arena::new(4 << 20);
+    let large: Vec<_> = std::iter::from_fn(|| arena.take(256 << 10)).collect();
+    let count = large.len();
+    drop(large);
+    // Expect: small ones take none of it, however many are asked for.
+    let small: Vec<_> = std::iter::from_fn(|| arena.take(64)).collect();
+    assert!(small.is_empty(), "{} small ones", small.len());
+    let again: Vec<_> = std::iter::from_fn(|| arena.take(256 << 10)).collect();
+    assert_eq!(again.len(), count);
 }
 
 #[test]
@@ -175,8 +189,9 @@ proptest! {
     })]
 
     #[test]
-    fn slices_keep_their_contents(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
+    fn slices_keep_their_contents(moves in any::<bool>(), steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
         let mut arena = Arena::new(64 << 10);
+        arena.moves = moves;
         let mut live: VecDeque<(SliceMut, u8)> = VecDeque::new();
         for (count, step) in steps.into_iter().enumerate() {
             let mark = u8::try_from(count % 256).expect("below 256");

@@ -279,17 +279,24 @@ impl<P: Clone> ClientCore<P> {
         Some(task)
     }
 
-    /// Issues a push; constant time per segment met. Ends when every segment's owner has acknowledged it.
+    /// Whether a push would be taken now.
     ///
     /// # Errors
-    /// [`IssueError`]; nothing was issued then.
-    pub fn push(&mut self, push: Push<P>) -> Result<TaskId, IssueError> {
-        let (lane, table, range) = (push.lane, push.table, push.range);
+    /// [`IssueError`], as [`Self::push`] would say.
+    pub fn may_push(&self, lane: Lane, table: TableId, range: KeyRange) -> Result<(), IssueError> {
+        self.weigh(lane, table, range).map(drop)
+    }
+
+    /// Admits a push, with what it would make each shard hold of its round.
+    fn weigh(
+        &self,
+        lane: Lane,
+        table: TableId,
+        range: KeyRange,
+    ) -> Result<BTreeMap<ShardId, u64>, IssueError> {
         let spec = self.admit(lane, table, range)?;
         let key_bytes = u64::from(spec.value_bytes());
         let bytes = range.len().saturating_mul(key_bytes);
-        let parts: Vec<(SegmentId, KeyRange)> = spec.cut(table, range).collect();
-        let aggregated = spec.aggregation == Aggregation::Round;
         let max = self.limits.unacknowledged_bytes_max;
         if bytes > max {
             return Err(IssueError::TooLarge { bytes, max });
@@ -299,8 +306,8 @@ impl<P: Clone> ClientCore<P> {
         // client pushes in one round must fit what one connection is granted.
         let round = self.lanes.get(&lane).map_or(0, |state| state.round);
         let mut held: BTreeMap<ShardId, u64> = BTreeMap::new();
-        for (segment, values) in parts.iter().filter(|_| aggregated) {
-            if let Some(shard) = self.map.owner(*segment) {
+        for (segment, values) in spec.cut(table, range).filter(|_| spec.aggregation == Aggregation::Round) {
+            if let Some(shard) = self.map.owner(segment) {
                 *held.entry(shard).or_insert(0) += values.len().saturating_mul(key_bytes);
             }
         }
@@ -315,6 +322,20 @@ impl<P: Clone> ClientCore<P> {
         if self.unacknowledged_bytes + bytes > self.limits.unacknowledged_bytes_max {
             return Err(IssueError::Full);
         }
+        Ok(held)
+    }
+
+    /// Issues a push; constant time per segment met. Ends when every segment's owner has acknowledged it.
+    ///
+    /// # Errors
+    /// [`IssueError`]; nothing was issued then.
+    pub fn push(&mut self, push: Push<P>) -> Result<TaskId, IssueError> {
+        let (lane, table, range) = (push.lane, push.table, push.range);
+        let held = self.weigh(lane, table, range)?;
+        let spec = self.spec(table)?;
+        let bytes = range.len().saturating_mul(u64::from(spec.value_bytes()));
+        let parts: Vec<(SegmentId, KeyRange)> = spec.cut(table, range).collect();
+        let round = self.lanes.get(&lane).map_or(0, |state| state.round);
         let left = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let task = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
         self.unacknowledged_bytes += bytes;

@@ -81,7 +81,7 @@ fn a_segment_that_nobody_has_is_put_off_for_who_knows_it_and_refused_to_others()
     assert_eq!(refusal(&shard.push(nowhere(push(0, at(1), at(0), 0..10)))), Refusal::NoSuchSegment);
 }
 
-//= protocol.md G5
+//= protocol.md G1
 //= type=test
 #[test]
 fn a_segment_without_memory_is_refused_with_that_reason_until_it_is_there() {
@@ -100,6 +100,8 @@ fn a_segment_without_memory_is_refused_with_that_reason_until_it_is_there() {
     assert_eq!(replies(&shard.pull(pull(0, at(4), 0..10), 0, &[])).len(), 1);
 }
 
+//= protocol.md G5
+//= type=test
 #[test]
 fn parked_pulls_are_sent_elsewhere_when_their_segment_goes() {
     let mut shard = shard();

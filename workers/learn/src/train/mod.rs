@@ -21,9 +21,10 @@
 //!
 //! It reads where the job stands and walks from that jump on like any other: what it contributes to rounds that are applied
 //! adds nothing, and the first that is not finds it with the weights that its lanes' former holder had. Three things make
-//! that exact, however far the shards have come when it reads. Nobody jumps before the standing is kept, so what it reads is
-//! the last epoch or the one before. Gradients of successive certificates have tables in turn, so the one that the epoch was
-//! planned from is still there. And a shard that has heard of the new holder applies no round of its lanes without it.
+//! that exact, however far the shards have come when it reads. A shard that has heard of the new holder applies no round of its
+//! lanes without it, and all that hold weights have heard before the standing is read. Nobody jumps before the standing is
+//! kept, so no weights are past the epoch that it names but by rounds which the newcomer goes through as well. And gradients of
+//! successive certificates have tables in turn, so the one that the epoch was planned from is still there.
 
 mod lanes;
 mod tables;
@@ -33,10 +34,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use rangefold_proto::client::TaskError;
 use rangefold_proto::{Round, ShardId};
 use rangefold_transport::Endpoint;
 use rangefold_workers::driver::Dialer;
-use rangefold_workers::{Client, Error};
+use rangefold_workers::{Client, Error, Table};
 
 use crate::certificate::{Certificate, dual_scale};
 use crate::libsvm::MalformedLine;
@@ -160,7 +162,7 @@ pub struct Outcome {
     pub progress: Progress,
     /// Rows of the parts that this worker read.
     pub rows: u64,
-    /// Proximal steps by the shard that took them: one per round of a block.
+    /// Proximal steps by the shard that took them, one per round of a block, since this worker began.
     pub steps: BTreeMap<ShardId, u64>,
 }
 
@@ -260,12 +262,20 @@ where
     E: Endpoint + Send + 'static,
     D: Dialer + Send + 'static,
 {
-    /// Where the job stands, if it has begun.
+    /// Where the job stands, if it has begun. No lane is brought up to date before that is known.
     fn stands(&mut self) -> Result<Option<Standing>, TrainError> {
-        self.client.attend();
-        let mut pull = self.until(|worker| worker.tables.standing.pull_at(0..1, 0))?;
-        let row = self.until(|worker| pull.wait_once(worker.job.deadline))?;
-        Ok(Standing::from_row(&row))
+        let Tables { weights, standing, .. } = &self.tables;
+        loop {
+            self.client.attend();
+            let read =
+                |table: &Table<f64, E, D>| table.pull_at(0..table.spec().len, 0)?.wait(self.job.deadline);
+            // Every shard that holds weights hears of the new holder by the first pull; so none can be past what the second
+            // one brings.
+            match read(weights).and_then(|_| read(standing)) {
+                Err(Error::LanesChanged | Error::Task(TaskError::Fenced(_))) => {}
+                row => return Ok(Standing::from_row(&row?)),
+            }
+        }
     }
 
     /// Begins with the jump of the last epoch that is kept, and goes through its blocks.
