@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use rangefold::remote;
 use rangefold_transport::bootstrap::{Listener, Options};
 use rangefold_transport::wait::Clock;
 use rangefold_workers::coordinator::Coordinator;
@@ -20,7 +21,7 @@ pub(crate) const LISTENING: &str = "listening on ";
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     /// Where to listen, host and port; port 0 takes any. Without a secret, loopback only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700", value_parser = usage::listening)]
+    #[arg(long, value_name = "ADDR", default_value = remote::SCHEDULER, value_parser = usage::listening)]
     bind: String,
     /// Servers that the cluster is to have; tables are made when all have joined.
     #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true, value_parser = usage::nodes())]
@@ -66,10 +67,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
 /// A line for the operator; `servers_expected` is how many the cluster is to have.
 fn words(happening: &Happening, servers_expected: u32) -> String {
     match happening {
-        // Servers are numbered in the order in which they join.
+        // Numbers below are for those that are expected, and each is given once.
         Happening::ServerJoined(server, what) if server.0 >= servers_expected => format!(
-            "{server} joined: {what}; {servers_expected} joined before it, as --servers says, and tables made before do \
-             not use it"
+            "{server} joined: {what}; it is more than the {servers_expected} of --servers, or in the place of one that is \
+             gone, and tables made before do not use it"
         ),
         Happening::ServerJoined(server, what) => format!("{server} joined: {what}"),
         Happening::ServerLost(server) => format!("{server} is gone"),

@@ -15,7 +15,7 @@ use crate::usage::{self, Given};
 use crate::{say, stdin};
 
 /// Where a scheduler listens, if nobody says otherwise.
-const SCHEDULER: &str = "127.0.0.1:7700";
+const SCHEDULER: &str = rangefold::remote::SCHEDULER;
 
 /// Options of `server`.
 #[derive(clap::Args, Debug)]

@@ -30,6 +30,9 @@ use rangefold_workers::remote::{self, TcpDialer};
 
 use crate::pinning;
 
+/// Where a scheduler listens if nobody says otherwise.
+pub const SCHEDULER: &str = "127.0.0.1:7700";
+
 /// A worker of a cluster of processes.
 pub type Client = rangefold_workers::Client<auto::Endpoint, TcpDialer>;
 /// A table of such a cluster.
@@ -72,7 +75,7 @@ impl Default for Options {
     /// The one worker of a job with one part, at the scheduler's usual place on this host; sequential; 1 GiB; 60 s.
     fn default() -> Self {
         Self {
-            scheduler: "127.0.0.1:7700".into(),
+            scheduler: SCHEDULER.into(),
             workers: 1,
             parts: 1,
             rank: None,

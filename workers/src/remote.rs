@@ -31,13 +31,15 @@ const ANSWER: Duration = Duration::from_secs(20);
 const DIAL: Duration = Duration::from_secs(5);
 /// Between two signs of life.
 const ALIVE: Duration = Duration::from_millis(500);
+/// As good as no deadline.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 /// Between two attempts to reach a scheduler that is not there yet.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// The one job of a cluster, so far.
 pub const JOB: JobId = JobId(1);
 
-/// How a worker joins. There are no defaults: `rangefold train` fills in its own, named here.
+/// How a worker joins, over any endpoint. Programs use `rangefold::remote`, which has defaults and brings the endpoint.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The scheduler's address, host and port.
@@ -102,7 +104,8 @@ pub fn framing() -> Framing {
 /// # Errors
 /// [`DialError`] of the last attempt.
 pub fn dial_control(address: &str, deadline: Duration) -> Result<TcpStream, DialError> {
-    let until = Instant::now() + deadline;
+    // A deadline that no clock can tell is none.
+    let until = Instant::now().checked_add(deadline).unwrap_or_else(|| Instant::now() + FOR_EVER);
     let hello = Hello { purpose: Purpose::Control, job: JOB.0, greeting: Vec::new() };
     loop {
         match dial(address, &hello, until) {
@@ -300,7 +303,7 @@ impl Control for Held {
         // The scheduler waits for servers that have not joined, and says at the end how many are missing.
         let patience_ms = u32::try_from(self.patience.as_millis()).unwrap_or(u32::MAX);
         let question = |request| ToScheduler::CreateTable { request, spec: spec.clone(), patience_ms };
-        match self.line.ask(self.patience + ANSWER, question)? {
+        match self.line.ask(self.patience.saturating_add(ANSWER), question)? {
             FromScheduler::Table { outcome, .. } => Ok(outcome?),
             _ => Err(unexpected()),
         }

@@ -160,7 +160,9 @@ impl Cluster {
         };
         let address = line.as_deref().and_then(|line| line.strip_prefix(crate::scheduler::LISTENING));
         let address = address.with_context(|| {
-            format!("the scheduler did not say within {START:?} where it listens; what it said is above")
+            format!(
+                "the scheduler ended, or did not say within {START:?} where it listens; what it said is above"
+            )
         })?;
         Ok(Some(address.to_owned()))
     }
