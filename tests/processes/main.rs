@@ -330,6 +330,42 @@ fn a_result_is_printed_whoever_is_lost() {
 }
 
 #[test]
+fn a_job_that_has_begun_does_not_need_its_scheduler() {
+    let child = rangefold("launch -- train lr --gap 0.0005 --json").spawn().unwrap();
+    wait_for("two workers", || Some(children(&child, "train")).filter(|found| found.len() == 2));
+    std::thread::sleep(Duration::from_millis(400));
+    kill_process(children(&child, "scheduler")[0], Signal::KILL).unwrap();
+    let output = finish(child);
+    let error = error_of(&output);
+    assert!(output.status.success() && error.contains("the job goes on without it"), "{error}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"objective\""), "{error}");
+}
+
+#[test]
+fn an_interrupt_before_training_ends_at_once() {
+    let (_scheduler, address) = start_scheduler();
+    // The other worker never comes.
+    let alone = rangefold(&format!("train lr --scheduler {address} --workers 2 --rank 0")).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    kill_process(Pid::from_child(&alone), Signal::INT).unwrap();
+    let output = finish(alone);
+    assert_eq!(output.status.code(), Some(130), "{}", error_of(&output));
+    assert!(error_of(&output).contains("before training began"), "{}", error_of(&output));
+}
+
+#[test]
+fn what_contradicts_itself_is_refused() {
+    let other = run("launch --workers 2 -- train lr --workers 3");
+    assert_eq!(other.status.code(), Some(2));
+    assert!(error_of(&other).contains("RANGEFOLD_WORLD says that 2 were started"), "{}", error_of(&other));
+    let data = Scratch::new("precious.svm");
+    std::fs::write(&data.0, "+1 1:1\n-1 2:1\n").unwrap();
+    let same = run(&format!("train lr --data {0} --model {0}", data.path()));
+    assert_eq!(same.status.code(), Some(2), "{}", error_of(&same));
+    assert_eq!(std::fs::read_to_string(&data.0).unwrap(), "+1 1:1\n-1 2:1\n");
+}
+
+#[test]
 fn a_worker_that_stays_stopped_is_replaced_and_does_not_outlive_the_job() {
     let child = rangefold("launch -- train lr --gap 0.0005 --json").spawn().unwrap();
     let workers =

@@ -554,6 +554,29 @@ fn a_client_that_is_dropped_has_left() {
     assert_eq!(*table.pull_at(0..4, 1).unwrap().wait(LONG).unwrap(), [0.0; 4]);
 }
 
+#[test]
+fn a_program_that_knows_no_lanes_goes_on_when_another_is_lost() {
+    let (_cluster, mut clients) = workers(3, Some(0));
+    let tables: Vec<_> = clients.iter().map(|client| rounds(client, "t", 4)).collect();
+    let (stays, table) = (clients.remove(0), tables.into_iter().next().unwrap());
+    drop(table.push(0..4, &[1.0; 4]).unwrap());
+    let waits = std::thread::spawn(move || {
+        stays.advance(LONG).unwrap();
+        let first = table.pull(0..4).unwrap().wait(LONG).map(|values| values[0]);
+        // One was lost while it waited, the other is lost now: both of their lanes are its own by then.
+        for _ in 0..3 {
+            drop(table.push(0..4, &[1.0; 4]).unwrap());
+            stays.advance(LONG).unwrap();
+        }
+        let last = table.pull(0..4).unwrap().wait(LONG).map(|values| values[0]);
+        (first, last)
+    });
+    std::thread::sleep(SHORT);
+    // Neither has ended the round that the first one waits for.
+    clients.clear();
+    assert_eq!(waits.join().unwrap(), (Ok(1.0), Ok(4.0)));
+}
+
 //= protocol.md T10
 //= type=test
 #[test]

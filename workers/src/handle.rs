@@ -2,6 +2,7 @@
 //! Knows shapes and deadlines; what may be sent when is the core's. Safe to share between threads.
 //! Source: OSDI'14 §3.2 (push and pull), §3.4 (tasks), §3.5 (consistency).
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -162,6 +163,40 @@ pub struct Values<T: Element> {
     element: PhantomData<fn() -> T>,
 }
 
+impl<T: Element + fmt::Debug> fmt::Debug for Values<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<E: Endpoint, D: Dialer> fmt::Debug for Client<E, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the lock: it is printed from anywhere.
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl<T: Element, E: Endpoint, D: Dialer> fmt::Debug for Table<T, E, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table").field("id", &self.id).field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+impl<E: Endpoint, D: Dialer> fmt::Debug for Ticket<E, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("task", &self.task).finish_non_exhaustive()
+    }
+}
+
+impl<T: Element, E: Endpoint, D: Dialer> fmt::Debug for PullTicket<T, E, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PullTicket")
+            .field("task", &self.task)
+            .field("range", &self.range)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<T: Element> std::ops::Deref for Values<T> {
     type Target = [T];
 
@@ -301,8 +336,11 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         self.0.tau.store(tau.unwrap_or(Round::MAX), Ordering::Relaxed);
     }
 
-    /// Ends the round of every lane held and waits until the next may start ([`Self::wait_for_round`]). Returns the new round
-    /// of the first lane.
+    /// Ends this worker's round, that of all its lanes, and waits until the next may start ([`Self::wait_for_round`]). Returns
+    /// the new round.
+    ///
+    /// Lanes that were a lost worker's are brought along, so that nobody waits for them; what it had not pushed is not made up
+    /// for. Programs that can do its part again use [`Self::attend`] and [`Self::advance_lane`] instead.
     ///
     /// # Errors
     /// [`Error::NoLane`], [`Error::Deadline`] (the round has ended all the same), [`Error::Stopped`], [`Error::LanesChanged`].
@@ -310,12 +348,9 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         // All lanes or none: a call after an error must not end a round twice.
         let round = self.with(|session| {
             check(session)?;
-            let lanes: Vec<Lane> = session.driver.core().lanes().collect();
-            let mut rounds = lanes.into_iter().map(|lane| session.driver.advance(lane));
-            let first = rounds.next().ok_or(Error::NoLane)??;
-            rounds.try_for_each(|round| round.map(drop))?;
+            let round = session.end_round().ok_or(Error::NoLane)?;
             session.flush_batch();
-            Ok::<Round, Error>(first)
+            Ok::<Round, Error>(round)
         })?;
         self.wait_for_round(deadline)?;
         Ok(round)

@@ -34,6 +34,8 @@ pub(crate) struct Session<E: Endpoint, D: Dialer> {
     pub(crate) stopped: bool,
     /// The lanes that the program knows it holds; waiting calls return when they are not those held any more.
     pub(crate) attended: Option<Vec<Member>>,
+    /// The program ends its rounds as a whole and knows nothing of lanes.
+    ends_rounds: bool,
     /// Nanoseconds when the session was last turned, and when it last reported.
     pub(crate) turned_ns: u64,
     reported_ns: u64,
@@ -51,6 +53,7 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
             barriers_reached: 0,
             stopped: false,
             attended: None,
+            ends_rounds: false,
             turned_ns: 0,
             reported_ns: 0,
             reported: Vec::new(),
@@ -61,7 +64,12 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
         match news {
             News::Map(map) => self.driver.command(now_ns, Command::Map(map)),
             News::View(view) => self.driver.command(now_ns, Command::View(view)),
-            News::Run(lanes) => self.driver.command(now_ns, Command::Run(lanes)),
+            News::Run(lanes) => {
+                self.driver.command(now_ns, Command::Run(lanes));
+                if self.ends_rounds && self.attended.is_none() {
+                    self.bring_along(0);
+                }
+            }
             News::Barrier(number) => self.barriers = self.barriers.max(number),
             News::Stop => {
                 self.stopped = true;
@@ -70,6 +78,28 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
                 }
             }
         }
+    }
+
+    /// Ends the round of the lane that is furthest, and brings the others along. From here on lanes that come are brought along
+    /// as well, unless the program attends to them. `None` without a lane.
+    pub(crate) fn end_round(&mut self) -> Option<Round> {
+        self.ends_rounds = true;
+        self.bring_along(1)
+    }
+
+    /// Brings all lanes to the round of the one that is furthest, and `more`.
+    fn bring_along(&mut self, more: Round) -> Option<Round> {
+        let core = self.driver.core();
+        let lanes: Vec<(Lane, Round)> =
+            core.lanes().map(|lane| (lane, core.round(lane).unwrap_or(0))).collect();
+        let target = lanes.iter().map(|&(_, round)| round).max()?.saturating_add(more);
+        for (lane, round) in lanes {
+            for _ in round..target {
+                // Held, as was just read.
+                let _ = self.driver.advance(lane);
+            }
+        }
+        Some(target)
     }
 
     /// Tells the scheduler how far the lanes are, if that has changed and it was not told lately.
@@ -138,7 +168,7 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
         let waiting = core.waiting_for();
         let names: Vec<String> = waiting.iter().map(|shard| format!("{shard:?}")).collect();
         format!(
-            "{} tasks are open, waiting for {}; a server may be stopped, or another worker late",
+            "open tasks: {}, waiting for {}; a server may be stopped, or another worker late",
             core.open_tasks(),
             names.join(", ")
         )

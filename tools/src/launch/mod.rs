@@ -167,11 +167,12 @@ impl Cluster {
         Ok(Some(address.to_owned()))
     }
 
-    /// Waits for all workers. A server that ends before them ends the job.
+    /// Waits for all workers. A server that ends before them ends the job, a scheduler does not.
     fn wait(&mut self) -> anyhow::Result<Verdict> {
         let mut ended: BTreeMap<usize, ExitStatus> = BTreeMap::new();
         let mut asked: Option<Instant> = None;
         let mut last_end = Instant::now();
+        let mut alone = false;
         while ended.len() < self.workers.len() {
             for (rank, worker) in self.workers.iter_mut().enumerate() {
                 if !ended.contains_key(&rank)
@@ -188,13 +189,16 @@ impl Cluster {
             if !ended.is_empty() && last_end.elapsed() > GRACE {
                 self.kill_stopped();
             }
-            for service in &mut self.services {
-                if let Some(status) = service.ended()? {
-                    bail!(
-                        "{} ended while workers were running ({status}); its last words are above",
-                        service.name
-                    );
+            for (place, service) in self.services.iter_mut().enumerate() {
+                let Some(status) = service.ended()? else { continue };
+                if place > 0 {
+                    bail!("{} ended while workers were running ({status})", service.name);
                 }
+                // The first is the scheduler: what is under way does not need it.
+                if !alone {
+                    self.output.note(&format!("the scheduler ended ({status}); the job goes on without it"));
+                }
+                alone = true;
             }
             if self.interrupted() && asked.is_none() {
                 asked = Some(Instant::now());

@@ -38,20 +38,25 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
     let (job, place) = (arguments.job()?, arguments.place(given)?);
     // Before hours of training rather than after them.
     arguments.model.as_deref().map(model::check).transpose()?;
+    arguments.inputs_are_kept()?;
     let (data, test) = load(arguments)?;
-    let interrupt = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupt);
-    // A second interrupt ends the process at once.
+    let (interrupt, begun) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (flag, under_way) = (Arc::clone(&interrupt), Arc::clone(&begun));
+    // A second interrupt ends the process at once, and so does one before there is anything to save.
     let told = move || {
         if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        if !under_way.load(Ordering::Relaxed) {
+            say::note("told to stop before training began");
             std::process::exit(130);
         }
         say::note("told to stop; stopping at the next certificate (again: at once)");
     };
     ctrlc::set_handler(told).context("cannot catch interrupts")?;
     let finished = match place {
-        Place::Embedded { servers } => embedded(arguments, servers, &job, &data, &interrupt),
-        Place::Joined(seat) => joined(arguments, &seat, &job, &data, &interrupt),
+        Place::Embedded { servers } => embedded(arguments, servers, &job, &data, (&interrupt, &begun)),
+        Place::Joined(seat) => joined(arguments, &seat, &job, &data, (&interrupt, &begun)),
     };
     match finished.and_then(|finished| conclude(arguments, &finished, test.as_ref())) {
         Err(error) if interrupt.load(Ordering::Relaxed) => {
@@ -62,13 +67,16 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
     }
 }
 
+/// Whether the user has told it to stop, and whether there was a certificate to stop at.
+type Flags<'a> = (&'a AtomicBool, &'a AtomicBool);
+
 /// A cluster in this process, each worker on a thread of its own.
 fn embedded(
     arguments: &Arguments,
     servers: u32,
     job: &Job,
     data: &Mapping,
-    interrupt: &AtomicBool,
+    flags: Flags<'_>,
 ) -> anyhow::Result<Finished> {
     let options = embed::Options {
         servers,
@@ -87,7 +95,7 @@ fn embedded(
         for (rank, client) in (0..).zip(&clients) {
             let line = (rank == 0).then_some(&line);
             let worker = thread::Builder::new().name(format!("rangefold-worker-{rank}"));
-            let spawned = worker.spawn_scoped(scope, move || work(client, rank, job, data, interrupt, line));
+            let spawned = worker.spawn_scoped(scope, move || work(client, rank, job, data, flags, line));
             let spawned = spawned.inspect_err(|_| {
                 // Those that run would wait for this one.
                 clients.iter().for_each(Client::leave);
@@ -115,7 +123,7 @@ fn joined(
     seat: &Seat<'_>,
     job: &Job,
     data: &Mapping,
-    interrupt: &AtomicBool,
+    flags: Flags<'_>,
 ) -> anyhow::Result<Finished> {
     let rank = seat.rank;
     let options = remote::Options {
@@ -136,7 +144,7 @@ fn joined(
     let _ = options.pin();
     say::note(&format!("worker {rank} over {choice}"));
     let line = progress_line();
-    let worked = work(&client, rank, job, data, interrupt, (rank == 0).then_some(&line));
+    let worked = work(&client, rank, job, data, flags, (rank == 0).then_some(&line));
     line.finish_and_clear();
     let (outcome, share) = worked?;
     let seconds = begun.elapsed().as_secs_f64();
@@ -191,11 +199,13 @@ fn work<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
     rank: u32,
     job: &Job,
     data: &Mapping,
-    interrupt: &AtomicBool,
+    flags: Flags<'_>,
     line: Option<&ProgressBar>,
 ) -> anyhow::Result<(Outcome, Share)> {
+    let (interrupt, under_way) = flags;
     let begun = Instant::now();
     let watch = |seen: &Seen| {
+        under_way.store(true, Ordering::Relaxed);
         if let Some(line) = line {
             show(line, seen, begun.elapsed(), client.waited());
         }

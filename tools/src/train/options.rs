@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "S", default_value_t = 2, allow_negative_numbers = true, value_parser = usage::nodes())]
     servers: u32,
     /// Parts of the data, at least one for each worker and at most 4096, which are slow; results depend on it and not on the
-    /// number of workers [default: 4, or the workers if more].
+    /// number of workers, and files are cut by bytes [default: 4, or the workers if more].
     #[arg(long, value_name = "P", allow_negative_numbers = true,
         value_parser = clap::value_parser!(u32).range(1..=4096))]
     parts: Option<u32>,
@@ -144,6 +144,16 @@ impl Arguments {
     ///
     /// # Errors
     /// Options of an embedded cluster and of a running one together.
+    /// Refuses a model in the place of what is read.
+    pub(super) fn inputs_are_kept(&self) -> Result<(), Usage> {
+        let file = |path: &Option<PathBuf>| path.as_ref().and_then(|path| path.canonicalize().ok());
+        let model = file(&self.model);
+        if model.is_some() && [file(&self.data), file(&self.test)].contains(&model) {
+            return Err(Usage("--model would overwrite the data; give the model a file of its own".into()));
+        }
+        Ok(())
+    }
+
     pub(super) fn place(&self, given: &Given<'_>) -> Result<Place<'_>, Usage> {
         match given.scheduler(self.scheduler.as_deref())? {
             None => self.embedded(given),
@@ -178,6 +188,15 @@ impl Arguments {
                     .into(),
             ));
         };
+        // Set by `launch`, which starts so many.
+        let started = std::env::var("RANGEFOLD_WORLD").ok().and_then(|world| world.parse().ok());
+        if started.is_some_and(|started: u32| started != self.workers) {
+            return Err(Usage(format!(
+                "--workers is {}, but RANGEFOLD_WORLD says that {} were started; leave it out (`launch` takes it before the --)",
+                self.workers,
+                started.unwrap_or_default()
+            )));
+        }
         if given.as_option("servers") {
             return Err(Usage(
                 "--servers is for embedded clusters, but this worker joins a running one, whose scheduler knows its \

@@ -67,7 +67,7 @@ pub(super) struct Scored {
 
 /// A gap as people read it.
 pub(super) fn gap(gap: f64) -> String {
-    if gap < SMALL_GAP { format!("{gap:.2e}") } else { format!("{gap:.4}") }
+    if gap < SMALL_GAP { format!("{gap:.2e}") } else { format!("{gap:.6}") }
 }
 
 pub(super) fn progress_line() -> ProgressBar {
