@@ -1,6 +1,6 @@
 //! The client side: attach to a cluster, push and pull ranges of tables, wait.
 //!
-//! [`handle`] is what a program holds; [`driver`] is the shell in which the transport and the protocol's client core meet;
+//! [`handle`] is what a program holds, with `table` and `ticket`; [`driver`] is the shell in which the transport and the protocol's client core meet;
 //! between them `baton` says who drives and `session` what is driven. [`control`] is the control plane as a worker needs it.
 #![doc = include_str!("../DESIGN.md")]
 #![forbid(unsafe_code)]
@@ -10,11 +10,17 @@ pub mod control;
 pub mod control_stream;
 pub mod coordinator;
 pub mod driver;
+mod error;
 pub mod handle;
 pub mod remote;
 pub mod scheduler;
 mod session;
+mod table;
+mod ticket;
 
 pub use rangefold_proto::client::Counters;
 
-pub use handle::{Client, DEADLINE, Element, Error, PullTicket, Table, Ticket, Values};
+pub use error::Error;
+pub use handle::{Client, DEADLINE};
+pub use table::{Element, Table};
+pub use ticket::{PullTicket, Ticket, Values};

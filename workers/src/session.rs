@@ -12,7 +12,7 @@ use rangefold_transport::{Endpoint, Shell, Turn};
 use crate::control::Control;
 use crate::coordinator::News;
 use crate::driver::{Command, Dialer, Driver};
-use crate::handle::Error;
+use crate::error::Error;
 
 /// Control events of one turn, at most.
 const EVENTS_PER_TURN: usize = 64;
