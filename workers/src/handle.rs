@@ -256,16 +256,16 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     /// # Errors
     /// [`Error::Control`], [`Error::Deadline`], [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn barrier(&self, deadline: Duration) -> Result<(), Error> {
-        let (reached, again) =
-            self.with(|session| (session.barriers_reached, session.barriers_reached > session.barriers));
-        let target = reached + u64::from(!again);
-        if !again {
+        if !self.with(|session| session.barrier_pending) {
             self.0.control.barrier()?;
             // Only now: one that could not be said is not reached.
-            self.with(|session| session.barriers_reached = target);
+            self.with(|session| {
+                session.barriers_reached += 1;
+                session.barrier_pending = true;
+            });
         }
         self.wait("waiting at a barrier for the other workers", deadline, |session| {
-            (session.barriers >= target).then_some(())
+            (session.barriers >= session.barriers_reached).then(|| session.barrier_pending = false)
         })
     }
 

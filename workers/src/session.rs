@@ -31,6 +31,8 @@ pub(crate) struct Session<E: Endpoint, D: Dialer> {
     /// Barriers that everybody has reached, and this worker by itself.
     pub(crate) barriers: u64,
     pub(crate) barriers_reached: u64,
+    /// The last of these was not waited for to its end.
+    pub(crate) barrier_pending: bool,
     pub(crate) stopped: bool,
     /// The lanes that the program knows it holds; waiting calls return when they are not those held any more.
     pub(crate) attended: Option<Vec<Member>>,
@@ -51,6 +53,7 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
             callbacks: BTreeMap::new(),
             barriers: 0,
             barriers_reached: 0,
+            barrier_pending: false,
             stopped: false,
             attended: None,
             ends_rounds: false,
