@@ -259,7 +259,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             filled.then_some(slice)
         });
         let Some(slice) = slice else {
-            // `drain` has seen that there is room, so the system refused to map it: give the connection up.
+            // `drain` has seen that there is room: the system refused to map it, or it lies in pieces. Give the connection up.
             if reply {
                 self.unsent.push(link);
             }

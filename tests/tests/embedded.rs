@@ -578,6 +578,24 @@ fn a_program_that_knows_no_lanes_goes_on_when_another_is_lost() {
     assert_eq!(waits.join().unwrap(), (Ok(1.0), Ok(4.0)));
 }
 
+#[test]
+fn a_late_word_of_a_job_that_never_started_is_nobodys() {
+    let cluster = Cluster::start(Options { workers: 3, parts: 3, ..Options::default() }).unwrap();
+    let first = cluster.join().unwrap();
+    cluster.give_up(WorkerId(0));
+    // The job is forgotten; the next one's workers are not called as the first one was.
+    let others: Vec<Client> = (0..3).map(|_| cluster.join().unwrap()).collect();
+    drop(first);
+    for client in &others {
+        assert_eq!(client.wait_for_lanes(LONG).unwrap().len(), 1);
+    }
+    let waiting: Vec<_> =
+        others.into_iter().map(|client| std::thread::spawn(move || client.barrier(LONG))).collect();
+    for waiter in waiting {
+        assert_eq!(waiter.join().unwrap(), Ok(()));
+    }
+}
+
 //= protocol.md T10
 //= type=test
 #[test]

@@ -19,10 +19,10 @@
 //! lock-free: a push repeats only when another push or a drain got in between.
 //!
 //! **Reclamation.** A header lives while its chunk is taken, returned, or in a free list; the arena's thread takes free ones out
-//! of their lists, then drops headers and mapping. Otherwise they live as long as the arena or any slice. A dropped arena closes the stack
-//! (swaps in `CLOSED`), leaves its *estate* there and adds the number of chunks still taken to `orphans`; a return
-//! that finds the stack closed subtracts one. Sums can pass below 0 in between, and reach 0 exactly once: whoever gets
-//! there frees the estate.
+//! of their lists, then drops headers and mapping. Otherwise they live as long as the arena or any slice. A dropped arena
+//! closes the stack (swaps in `CLOSED`), leaves its *estate* there and adds the number of chunks still taken to `orphans`;
+//! a return that finds the stack closed subtracts one. Sums can pass below 0 in between, and reach 0 exactly once: whoever
+//! gets there frees the estate.
 //!
 //! **Orders.** The push is Release, pairs with the Acquire of the swap in `drain`. Both sides of `orphans` are AcqRel
 //! and pair with each other.
@@ -115,9 +115,6 @@ impl Returns {
         drop(returns.estate.with_mut(|estate| unsafe { (*estate).take() }));
     }
 }
-
-/// The place of a chunk among the common mappings when it has a mapping of its own.
-const OWN: u32 = u32::MAX;
 
 /// A common mapping: how many chunks were cut from it, and how many of them are in free lists.
 struct Step {
@@ -217,10 +214,8 @@ impl Arena {
     /// Bytes that a slice of `len` bytes takes of the budget.
     #[must_use]
     pub fn footprint(len: usize) -> usize {
-        class_of(len).map_or_else(
-            || len.saturating_add(LARGE_STEP_BYTES - 1) / LARGE_STEP_BYTES * LARGE_STEP_BYTES,
-            class_bytes,
-        )
+        let large = || len.checked_next_multiple_of(LARGE_STEP_BYTES).unwrap_or(usize::MAX);
+        class_of(len).map_or_else(large, class_bytes)
     }
 
     /// Bytes of the chunks handed out and not collected yet, sizes rounded up to their class.
@@ -302,8 +297,8 @@ impl Arena {
     /// The common mapping that a free chunk lies in; `None` for one with a mapping of its own.
     fn step_of(&mut self, chunk: NonNull<Chunk>) -> Option<&mut Step> {
         // SAFETY: the caller has it from a free list or the return stack, so it is alive (invariant of `free`).
-        let index = unsafe { chunk.as_ref() }.step();
-        self.steps.get_mut(index as usize)?.as_mut()
+        let index = unsafe { chunk.as_ref() }.step()?;
+        self.steps[index as usize].as_mut()
     }
 
     /// The growth step: adds free chunks to a class, as many as a run holds, or none when the budget is used up.
@@ -313,7 +308,7 @@ impl Arena {
         let chunk_bytes = class_bytes(class);
         if !is_shared(class) {
             if let Some(region) = self.map(chunk_bytes) {
-                self.cut(class, &region, OWN, 0, 1);
+                self.cut(class, &region, None, 0, 1);
             }
             return;
         }
@@ -333,7 +328,7 @@ impl Arena {
         let run_bytes = RUN_BYTES.min(region.len() / 16).max(chunk_bytes).min(region.len() - begin);
         let count = run_bytes / chunk_bytes;
         self.cutting = Some((index, begin + count * chunk_bytes));
-        self.cut(class, &region, index, begin, count);
+        self.cut(class, &region, Some(index), begin, count);
     }
 
     /// Bytes that are left in the common mapping that is being cut up.
@@ -351,13 +346,15 @@ impl Arena {
         } else {
             self.steps[place] = step;
         }
-        // A budget of 2^32 steps is more than can be addressed.
-        u32::try_from(place).unwrap_or(OWN)
+        let Ok(place) = u32::try_from(place) else {
+            unreachable!("2^32 common mappings cannot be addressed")
+        };
+        place
     }
 
     /// Makes `count` free chunks of a class from the region, beginning at `begin`, which nothing else uses; `step` is the
-    /// region's place among the common mappings.
-    fn cut(&mut self, class: usize, region: &Region, step: u32, begin: usize, count: usize) {
+    /// region's place among the common mappings, if it is one.
+    fn cut(&mut self, class: usize, region: &Region, step: Option<u32>, begin: usize, count: usize) {
         let bytes = class_bytes(class);
         let range = |index: usize| begin + index * bytes..begin + (index + 1) * bytes;
         let run = (0..count)
@@ -367,8 +364,8 @@ impl Arena {
         // Chunks come back in any number at once: `collect` must find room for all and allocate nothing.
         self.made[class] += count;
         self.free[class].reserve(self.made[class]);
-        if let Some(step) = self.steps.get_mut(step as usize).and_then(Option::as_mut) {
-            // It has free chunks only, or it has not: its new ones change nothing in that, but the first.
+        if let Some(step) = step.and_then(|step| self.steps[step as usize].as_mut()) {
+            // New chunks are free: a mapping that is wholly free stays so, and an empty one becomes it.
             if step.made == 0 {
                 self.free_step_bytes += step.region.len();
             }
@@ -392,7 +389,7 @@ impl Arena {
     #[inline(never)]
     fn large_chunk(&mut self, len: usize) -> Option<NonNull<Chunk>> {
         self.collect();
-        let bytes = len.checked_next_multiple_of(LARGE_STEP_BYTES)?;
+        let bytes = Self::footprint(len);
         // SAFETY: chunks in the free lists are alive (invariant of `free_large`).
         let capacity = |chunk: &NonNull<Chunk>| unsafe { chunk.as_ref() }.capacity();
         let fits = |chunk: &NonNull<Chunk>| (bytes..=bytes.saturating_mul(2)).contains(&capacity(chunk));
@@ -400,7 +397,7 @@ impl Arena {
             return Some(self.free_large.swap_remove(index));
         }
         let region = self.map(bytes)?;
-        let run = vec![Chunk::new(region, 0..bytes, Some(self.returns)).in_step(OWN)];
+        let run = vec![Chunk::new(region, 0..bytes, Some(self.returns))];
         self.keep(run).next()
     }
 
@@ -488,7 +485,7 @@ impl Arena {
             self.free_step_bytes -= step.region.len();
             self.regions.retain(|region| !region.same(&step.region));
         }
-        let is_gone = |chunk: &Chunk| gone.get(chunk.step() as usize).is_some_and(|&gone| gone);
+        let is_gone = |chunk: &Chunk| chunk.step().is_some_and(|step| gone[step as usize]);
         self.cutting = self.cutting.filter(|&(index, _)| !gone[index as usize]);
         for (list, made) in self.free.iter_mut().zip(&mut self.made) {
             let before = list.len();

@@ -179,8 +179,8 @@ pub(crate) struct Chunk {
     base: NonNull<u8>,
     capacity: usize,
     region: Region,
-    /// Its place among the arena's common mappings.
-    step: u32,
+    /// Its place among the arena's common mappings; `None` when it has a mapping of its own.
+    step: Option<u32>,
     /// Where it goes at count 0; `None`: this header is a box of its own, and is dropped.
     home: Option<NonNull<Returns>>,
     /// Stands for the bytes in the models: loom sees the order of reads and writes through it.
@@ -200,20 +200,20 @@ impl Chunk {
             base,
             capacity: range.len(),
             region,
-            step: u32::MAX,
+            step: None,
             home,
             #[cfg(loom)]
             bytes: UnsafeCell::new(()),
         }
     }
 
-    /// The same chunk, cut from the arena's common mapping of this place.
-    pub(crate) fn in_step(mut self, step: u32) -> Self {
+    /// The same chunk, cut from the arena's common mapping of this place, if it was.
+    pub(crate) fn in_step(mut self, step: Option<u32>) -> Self {
         self.step = step;
         self
     }
 
-    pub(crate) fn step(&self) -> u32 {
+    pub(crate) fn step(&self) -> Option<u32> {
         self.step
     }
 

@@ -142,12 +142,13 @@ impl Coordinator {
         listener: impl FnOnce(ServerId) -> Box<dyn Listener>,
     ) -> Result<ServerId, AdmitError> {
         let mut state = self.lock();
+        // Its wish first. Where some wish, what others may still wish for is left to them.
+        let wished = number.filter(|&number| number < self.servers_expected);
+        let first = if number.is_some() { self.servers_expected } else { 0 };
         let is_free = |server: &ServerId| state.manager.map().server(*server).is_none();
-        let wished = number.filter(|&number| number < self.servers_expected).map(ServerId).filter(is_free);
-        // Names that may still be wished for are left to those that have them.
-        let others = (0..).map(ServerId).find(is_free).unwrap_or(ServerId(u32::MAX));
-        let beyond = (self.servers_expected..).map(ServerId).find(is_free).unwrap_or(others);
-        let server = wished.unwrap_or(if number.is_some() { beyond } else { others });
+        let Some(server) = wished.into_iter().chain(first..).map(ServerId).find(is_free) else {
+            unreachable!("a map has fewer servers than there are names")
+        };
         state.manager.join(ServerEntry { server, address, shards, host })?;
         let listener = listener(server);
         if let Some(scheduler) = &state.scheduler {
@@ -217,11 +218,6 @@ impl Coordinator {
             scheduler.leave(worker);
         }
         state.carry_orders();
-        // A job that never started binds nobody: its workers may come again as others.
-        if state.scheduler.as_ref().is_some_and(|scheduler| !scheduler.started() && scheduler.workers() == 0)
-        {
-            (state.scheduler, state.job) = (None, None);
-        }
     }
 
     /// A server is gone. Its segments have no owner until it is replaced, which is not yet possible: whoever needs them waits.
@@ -345,6 +341,11 @@ impl State {
                     }
                 }
             }
+        }
+        // A job that never started binds nobody when its last worker is gone: its workers may come again as others.
+        let unstarted = |scheduler: &SchedulerCore| !scheduler.started() && scheduler.workers() == 0;
+        if self.scheduler.as_ref().is_some_and(unstarted) {
+            self.job = None;
         }
     }
 }

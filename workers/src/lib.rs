@@ -1,7 +1,8 @@
 //! The client side: attach to a cluster, push and pull ranges of tables, wait.
 //!
-//! [`handle`] is what a program holds, with `table` and `ticket`; [`driver`] is the shell in which the transport and the protocol's client core meet;
-//! between them `baton` says who drives and `session` what is driven. [`control`] is the control plane as a worker needs it.
+//! [`handle`] is what a program holds, with `table` and `ticket`; [`driver`] is the shell in which the transport and the
+//! protocol's client core meet; between them `baton` says who drives and `session` what is driven. [`control`] is the control
+//! plane as a worker needs it.
 #![doc = include_str!("../DESIGN.md")]
 #![forbid(unsafe_code)]
 

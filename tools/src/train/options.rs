@@ -140,11 +140,10 @@ impl Arguments {
         })
     }
 
-    /// Where it is to be trained.
+    /// Refuses a model in the place of what is read.
     ///
     /// # Errors
-    /// Options of an embedded cluster and of a running one together.
-    /// Refuses a model in the place of what is read.
+    /// It is the file of `--data` or `--test`.
     pub(super) fn inputs_are_kept(&self) -> Result<(), Usage> {
         let file = |path: &Option<PathBuf>| path.as_ref().and_then(|path| path.canonicalize().ok());
         let model = file(&self.model);
@@ -154,6 +153,10 @@ impl Arguments {
         Ok(())
     }
 
+    /// Where it is to be trained.
+    ///
+    /// # Errors
+    /// Options of an embedded cluster and of a running one together, or that contradict what `launch` has set.
     pub(super) fn place(&self, given: &Given<'_>) -> Result<Place<'_>, Usage> {
         match given.scheduler(self.scheduler.as_deref())? {
             None => self.embedded(given),

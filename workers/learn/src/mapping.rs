@@ -25,6 +25,12 @@ pub struct MappingError {
 }
 
 /// A whole file as bytes, read from disk as they are touched.
+///
+/// Its bytes can become invalid in two ways only. Another process may write into the file: the bytes are untrusted anyway, every
+/// one is read through `&[u8]` without assuming that it reads the same twice (the parser copies numbers out once), and no
+/// invariant of ours rests on them. Another process may shorten the file: touching the lost pages raises SIGBUS, which ends
+/// the process and corrupts nothing. So data files must not be truncated during training; our own memory files are sealed
+/// against both.
 #[derive(Debug)]
 pub struct Mapping {
     name: String,
@@ -60,13 +66,7 @@ impl Mapping {
             if metadata.len() == 0 {
                 return Ok(None);
             }
-            // SAFETY: the mapping is private and read-only, and `Mmap` unmaps it only when dropped, so its bytes can
-            // become invalid in two ways only. Another process may write into the file: we treat the bytes as
-            // untrusted anyway, read every byte through `&[u8]` without assuming that it reads the same twice (the
-            // parser copies numbers out once), and no invariant of ours rests on them. Another process may shorten
-            // the file: touching the lost pages raises SIGBUS, which ends the process and corrupts nothing; that
-            // data files are not truncated during training is asked of the user in `Mapping`'s documentation. Our
-            // own memory files are sealed against both.
+            // SAFETY: private, read-only, unmapped by its drop alone; what others may do to the file is argued at `Mapping`.
             let map = unsafe { MmapOptions::new().map_copy_read_only(file) }?;
             Ok(Some(map))
         });
