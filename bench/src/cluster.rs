@@ -104,14 +104,9 @@ impl Bench<auto::Endpoint, remote::TcpDialer> {
         });
         let options = remote::Options {
             scheduler: address,
-            workers: 1,
-            parts: 1,
-            rank: None,
-            tau: Some(0),
-            limits: Limits::standard(),
-            memory_bytes_max: 1 << 30,
             busy_threads: 2,
             deadline: DEADLINE,
+            ..remote::Options::default()
         };
         let client = remote::connect(&options, client)?;
         let services = Services { scheduler: listener, server: stopper, threads: vec![serving, shard] };

@@ -437,6 +437,20 @@ fn when_launch_is_killed_everything_ends() {
 }
 
 #[test]
+fn a_program_of_ones_own_is_a_worker() {
+    let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/sums");
+    assert!(
+        program.exists(),
+        "`cargo test` builds it; before `--test`, `cargo build --examples` does: {}",
+        program.display()
+    );
+    let output = run(&format!("launch --servers 2 --workers 3 -- {}", program.display()));
+    assert!(output.status.success(), "{}", error_of(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("[3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]"), "{text}");
+}
+
+#[test]
 fn many_starts_all_end() {
     for start in 0..10 {
         let output = run("launch --servers 2 --workers 2 -- train lr --passes 1 --json");

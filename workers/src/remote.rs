@@ -21,7 +21,7 @@ use crate::control::{Control, ControlError};
 use crate::control_stream::{FromScheduler, ToScheduler, read, write};
 use crate::coordinator::News;
 use crate::driver::{Dialed, Dialer, Driver};
-use crate::handle::Client;
+use crate::handle::{Client, DEADLINE};
 
 /// News waiting for the session, at most.
 const NEWS_MAX: usize = 4096;
@@ -39,28 +39,50 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// The one job of a cluster, so far.
 pub const JOB: JobId = JobId(1);
 
-/// How a worker joins, over any endpoint. Programs use `rangefold::remote`, which has defaults and brings the endpoint.
+/// Where a scheduler listens if nobody says otherwise.
+pub const SCHEDULER: &str = "127.0.0.1:7700";
+
+/// How a worker joins. All workers of a job name the same `workers` and `parts`; the scheduler refuses others.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The scheduler's address, host and port.
     pub scheduler: String,
-    /// Workers of the job.
+    /// Workers of the job; it starts when so many have joined.
     pub workers: u32,
-    /// Parts of its data.
+    /// Parts of the job's data, each a lane; at least as many as workers.
     pub parts: u32,
-    /// Which of the workers this is, from 0, if somebody counts them: two with the same rank are refused.
+    /// Which of the workers this is, from 0, if somebody counts them: two with the same rank are refused. Lanes are handed out
+    /// by the scheduler: a rank says nothing about them.
     pub rank: Option<u32>,
-    /// Bounded delay; `None` is eventual.
+    /// Bounded delay; `None` is eventual (OSDI'14 §3.5).
     pub tau: Option<Round>,
     /// Capacities.
     pub limits: Limits,
-    /// Bytes of pushes and pulls under way.
+    /// Bytes of pushes and pulls under way, and of values that the program holds.
     pub memory_bytes_max: usize,
-    /// Threads that may spin at once on this host, this process's and others'; this one does not spin when they outnumber the
-    /// processors.
+    /// Threads that may spin at once on this host, this process's and others'; where they outnumber the processors, nobody
+    /// spins.
     pub busy_threads: usize,
     /// How long joining may take, and how long a table may wait for servers.
     pub deadline: Duration,
+}
+
+impl Default for Options {
+    /// The one worker of a job with one part, at [`SCHEDULER`]; sequential; [`Limits::standard`]; 1 GiB, four times the pushes
+    /// that these let it keep; one thread that spins; [`DEADLINE`].
+    fn default() -> Self {
+        Self {
+            scheduler: SCHEDULER.into(),
+            workers: 1,
+            parts: 1,
+            rank: None,
+            tau: Some(0),
+            limits: Limits::standard(),
+            memory_bytes_max: 1 << 30,
+            busy_threads: 1,
+            deadline: DEADLINE,
+        }
+    }
 }
 
 /// Why a worker cannot join.

@@ -169,7 +169,7 @@ fn attend(
                 Ok(worker) => {
                     happened(Happening::WorkerJoined(worker, format!("{from}{who}")));
                     let why = match listen(stream, coordinator, Some(worker), &sender) {
-                        Ok(()) => "it is done",
+                        Ok(()) => "by its own word",
                         Err(error)
                             if matches!(
                                 error.kind(),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::ProgressBar;
 use rangefold::embed::{self, Cluster};
-use rangefold::{Client, Dialer, Endpoint, Limits, remote};
+use rangefold::{Client, Dialer, Endpoint, Limits, pinning, remote};
 use rangefold_learn::mapping::Mapping;
 use rangefold_learn::plan::Reason;
 use rangefold_learn::train::{Ended, Job, Outcome, Seen, train};
@@ -132,16 +132,14 @@ fn joined(
         parts: job.parts,
         rank: Some(rank),
         tau: Some(job.delay),
-        transport: seat.wish,
-        cores: seat.cores.clone(),
         busy_threads: arguments.busy_threads,
         deadline: job.deadline,
         ..remote::Options::default()
     };
     let begun = Instant::now();
-    let (client, choice) = remote::connect(&options)?;
+    let (client, choice) = remote::connect(&options, seat.wish)?;
     // A thread that stays where it was is slower, and no worse.
-    let _ = options.pin();
+    let _ = seat.cores.first().map(|&core| pinning::pin(core));
     say::note(&format!("worker {rank} over {choice}"));
     let line = progress_line();
     let worked = work(&client, rank, job, data, flags, (rank == 0).then_some(&line));
