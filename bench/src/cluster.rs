@@ -14,7 +14,7 @@ use rangefold_transport::wait::Clock;
 use rangefold_transport::{Endpoint, auto, memory};
 use rangefold_workers::coordinator::Coordinator;
 use rangefold_workers::driver::Dialer;
-use rangefold_workers::{Client, Table, remote, scheduler};
+use rangefold_workers::{Client, Table, Ticket, remote, scheduler};
 
 use crate::ceiling::MESSAGE_BYTES;
 use crate::cores;
@@ -24,6 +24,8 @@ use crate::spread::Spread;
 const ELEMENTS: usize = MESSAGE_BYTES / 4;
 /// Messages under way.
 const WINDOW: usize = 8;
+/// Small pushes under way.
+const OUTSTANDING: usize = 256;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A cluster of one worker and one shard.
@@ -121,9 +123,25 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Bench<E, D> {
         Ok(Self { client, table, small: AtomicU64::new(0), large: AtomicU64::new(0), _cluster: cluster })
     }
 
-    /// GB/s of pushes of the whole table, each added and acknowledged.
+    /// GB/s of pushes of the whole table, each added and acknowledged, out of memory that is copied first.
     pub(crate) fn push(&self, length: Duration) -> anyhow::Result<f64> {
         let ones = vec![1.0f32; ELEMENTS];
+        self.pushes(length, || self.table.push(0..ELEMENTS as u64, &ones))
+    }
+
+    /// The same from where the values lie.
+    pub(crate) fn push_shared(&self, length: Duration) -> anyhow::Result<f64> {
+        let mut ones = self.table.values(ELEMENTS as u64)?;
+        ones.fill(1.0);
+        let ones = ones.share();
+        self.pushes(length, || self.table.push_shared(0..ELEMENTS as u64, &ones))
+    }
+
+    fn pushes(
+        &self,
+        length: Duration,
+        push: impl Fn() -> Result<Ticket<E, D>, rangefold::Error>,
+    ) -> anyhow::Result<f64> {
         let mut under_way = std::collections::VecDeque::new();
         let begun = Instant::now();
         let mut pushed = 0u64;
@@ -131,9 +149,9 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Bench<E, D> {
             if under_way.len() == WINDOW
                 && let Some(oldest) = under_way.pop_front()
             {
-                rangefold_workers::Ticket::wait(oldest, DEADLINE)?;
+                Ticket::wait(oldest, DEADLINE)?;
             }
-            under_way.push_back(self.table.push(0..ELEMENTS as u64, &ones)?);
+            under_way.push_back(push()?);
             pushed += 1;
         }
         for ticket in under_way {
@@ -161,6 +179,31 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Bench<E, D> {
             ticket.wait(DEADLINE)?;
         }
         Ok(pulled as f64 * MESSAGE_BYTES as f64 / begun.elapsed().as_secs_f64() / 1e9)
+    }
+
+    /// Million pushes a second of one key of 64 f32, `OUTSTANDING` under way, each added and acknowledged.
+    pub(crate) fn pipelined(&self, length: Duration) -> anyhow::Result<f64> {
+        let ones = [1.0f32; 64];
+        let mut under_way = std::collections::VecDeque::with_capacity(OUTSTANDING);
+        let begun = Instant::now();
+        let mut pushed = 0u64;
+        while begun.elapsed() < length {
+            // The clock is looked at once in a while, as by the ceiling.
+            for _ in 0..OUTSTANDING / 4 {
+                if under_way.len() == OUTSTANDING
+                    && let Some(oldest) = under_way.pop_front()
+                {
+                    Ticket::wait(oldest, DEADLINE)?;
+                }
+                under_way.push_back(self.table.push(0..64, &ones)?);
+                pushed += 1;
+            }
+        }
+        for ticket in under_way {
+            ticket.wait(DEADLINE)?;
+        }
+        self.small.fetch_add(pushed, Ordering::Relaxed);
+        Ok(pushed as f64 / begun.elapsed().as_secs_f64() / 1e6)
     }
 
     /// Median microseconds from a push of 64 f32 to its acknowledgement.

@@ -22,6 +22,8 @@ pub(crate) enum Kind {
 pub(crate) enum Unit {
     /// Of payload; more is better.
     GigabytesPerSecond,
+    /// Of messages; more is better.
+    MillionsPerSecond,
     /// Less is better.
     Microseconds,
 }
@@ -38,6 +40,10 @@ pub(crate) struct Comparison<'a> {
 impl<'a> Comparison<'a> {
     pub(crate) fn new(name: &'static str, unit: Unit) -> Self {
         Self { name, unit, rows: Vec::new() }
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
     }
 
     pub(crate) fn ceiling(
@@ -66,7 +72,19 @@ impl<'a> Comparison<'a> {
         all: &'a [(&'static str, T)],
         measure: impl Fn(&T) -> anyhow::Result<f64> + Copy + 'a,
     ) -> Self {
-        all.iter().fold(self, |this, (name, one)| this.ours(name, move || measure(one)))
+        self.each_so(all, "", measure)
+    }
+
+    /// A row of ours for each of several, done in a way that `how` names.
+    pub(crate) fn each_so<T>(
+        self,
+        all: &'a [(&'static str, T)],
+        how: &str,
+        measure: impl Fn(&T) -> anyhow::Result<f64> + Copy + 'a,
+    ) -> Self {
+        // There are a few names, for as long as the program runs.
+        let name = |of: &str| &*Box::leak(format!("{of}{how}").into_boxed_str());
+        all.iter().fold(self, |this, (of, one)| this.ours(name(of), move || measure(one)))
     }
 
     fn row(

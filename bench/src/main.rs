@@ -29,7 +29,7 @@ use ceiling::handoff::{self, Buffers};
 use ceiling::tcp::{self, Wait};
 use clusters::Clusters;
 use comparison::Comparison;
-use comparison::Unit::{GigabytesPerSecond, Microseconds};
+use comparison::Unit::{GigabytesPerSecond, Microseconds, MillionsPerSecond};
 use results::Results;
 
 /// Measures push, pull and round trip against the machine's ceilings.
@@ -42,6 +42,9 @@ struct Arguments {
     /// Length of one measurement in milliseconds.
     #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     millis: u64,
+    /// Measure only the comparisons whose name contains this, as "round trip".
+    #[arg(long, value_name = "WORDS")]
+    only: Option<String>,
     /// Also write the table as CSV to this file, anew after each repeat: an interrupt loses only the one under way. Lines
     /// that begin with # tell the machine.
     #[arg(long, value_name = "FILE")]
@@ -62,7 +65,8 @@ fn rows<'a>(clusters: &'a Clusters, memory: &'a Memory, length: Duration) -> Vec
         Comparison::new("push 1 MiB over TCP", GigabytesPerSecond)
             .ceiling("raw stream, receiver spins and adds", move || tcp::stream(length, Wait::Spin, true))
             .ceiling("raw stream, receiver blocks and adds", move || tcp::stream(length, Wait::Block, true))
-            .each(tcp, move |bench| bench.push(length)),
+            .each(tcp, move |bench| bench.push_shared(length))
+            .each_so(tcp, ", copied first", move |bench| bench.push(length)),
         Comparison::new("push 1 MiB in memory", GigabytesPerSecond)
             .ceiling("raw hand-over, 64 KiB, copied and added", move || {
                 handoff::push(length, Buffers::Small, f32::add)
@@ -70,7 +74,7 @@ fn rows<'a>(clusters: &'a Clusters, memory: &'a Memory, length: Duration) -> Vec
             .ceiling("raw hand-over, 1 MiB, copied and added", move || {
                 handoff::push(length, Buffers::Large, f32::add)
             })
-            .ours("memory", move || embedded.push(length)),
+            .ours("memory, copied first", move || embedded.push(length)),
         Comparison::new("pull 1 MiB over TCP", GigabytesPerSecond)
             .ceiling("raw stream, receiver spins", move || tcp::stream(length, Wait::Spin, false))
             .ceiling("raw stream, receiver blocks", move || tcp::stream(length, Wait::Block, false))
@@ -79,6 +83,16 @@ fn rows<'a>(clusters: &'a Clusters, memory: &'a Memory, length: Duration) -> Vec
             .ceiling("raw hand-over, 64 KiB, copied", move || handoff::pull(length, Buffers::Small))
             .ceiling("raw hand-over, 1 MiB, copied", move || handoff::pull(length, Buffers::Large))
             .ours("memory", move || embedded.pull(length)),
+        Comparison::new("pipelined pushes of 64 f32 over TCP, 256 under way", MillionsPerSecond)
+            .ceiling("raw stream, 64 frames a call, receiver spins", move || {
+                tcp::coalesced(length, Wait::Spin)
+            })
+            .ceiling("raw stream, 64 frames a call, receiver blocks", move || {
+                tcp::coalesced(length, Wait::Block)
+            })
+            .each(tcp, move |bench| bench.pipelined(length)),
+        Comparison::new("pipelined pushes of 64 f32 in memory, 256 under way", MillionsPerSecond)
+            .ours("memory", move || embedded.pipelined(length)),
         Comparison::new("round trip of 64 f32 over TCP", Microseconds)
             .ceiling("raw ping-pong 320 B / 64 B, both spin", move || tcp::ping_pong(length, Wait::Spin))
             .baseline("raw ping-pong 320 B / 64 B, both block", move || tcp::ping_pong(length, Wait::Block))
@@ -119,6 +133,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     print(&format!("{head}\n{}\n", report::LEGEND))?;
 
     let mut rows = rows(&clusters, &memory, length);
+    if let Some(words) = &arguments.only {
+        rows.retain(|comparison| comparison.name().contains(words));
+        anyhow::ensure!(!rows.is_empty(), "no comparison's name contains \"{words}\", which --only asks for");
+    }
     let (results, outcome) = measure(&mut rows, repeats, |repeat, results| {
         eprintln!("repeat {repeat} of {repeats}");
         csv.as_mut().map_or(Ok(()), |csv| csv.save(&head, results, repeat == repeats))
@@ -185,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_written_is_named_before_anything_is_measured() {
-        let arguments = Arguments { repeats: 1, millis: 1, csv: Some("/nowhere/at/all.csv".into()) };
+        let arguments =
+            Arguments { repeats: 1, millis: 1, only: None, csv: Some("/nowhere/at/all.csv".into()) };
         let error = format!("{:#}", run(&arguments).unwrap_err());
         assert!(error.starts_with("cannot write /nowhere/at/all.csv, which --csv names: "), "{error}");
         assert!(!error.contains('\n'));

@@ -38,6 +38,7 @@ impl Unit {
     fn name(self) -> &'static str {
         match self {
             Self::GigabytesPerSecond => "GB/s",
+            Self::MillionsPerSecond => "M/s",
             Self::Microseconds => "us",
         }
     }

@@ -62,7 +62,7 @@ impl Results {
         let ratio = |one: &Measured| {
             let ceiling = self.ceiling(label, one.repeat, distance)?;
             Some(match label.unit {
-                Unit::GigabytesPerSecond => one.value / ceiling,
+                Unit::GigabytesPerSecond | Unit::MillionsPerSecond => one.value / ceiling,
                 Unit::Microseconds => ceiling / one.value,
             })
         };
@@ -85,7 +85,7 @@ impl Results {
             })
             .collect();
         let best = match of.unit {
-            Unit::GigabytesPerSecond => f64::max,
+            Unit::GigabytesPerSecond | Unit::MillionsPerSecond => f64::max,
             Unit::Microseconds => f64::min,
         };
         values?.into_iter().reduce(best)

@@ -165,7 +165,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
                         self.create(row);
                     }
                 }
-                self.drain();
+                self.carry_out();
             }
             Command::View(view) => self.feed(now_ns, Input::View(view)),
             Command::Report(to) => {
@@ -179,7 +179,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
                 let placed = spec.is_some_and(|spec| self.store.insert(row.segment, &spec, &values).is_ok());
                 if placed {
                     self.core.accept(row, Some(&image));
-                    self.drain();
+                    self.carry_out();
                 }
             }
         }
@@ -197,43 +197,61 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
     /// Gives a segment up, with its clocks and values in one cut: between two entries of its log.
     pub fn release(&mut self, row: Row) -> Option<(SegmentImage, Image)> {
         let image = self.core.release(row)?;
-        self.drain();
+        self.carry_out();
         let values = self.store.remove(row.segment)?;
         Some((image, values))
     }
 
     fn feed(&mut self, now_ns: u64, input: Input<'_, Body>) {
         self.core.handle_input(Nanos(now_ns), input);
-        self.drain();
+        self.carry_out();
     }
 
-    /// Carries out what the core has to do, in order. Frames join the batch of the turn.
-    fn drain(&mut self) -> Option<Nanos> {
+    /// Carries out effects. What the core has to say waits for the end of the turn: one acknowledgement for all that came.
+    fn carry_out(&mut self) {
         loop {
-            self.arena.collect();
+            let output = self.core.poll_output(false);
+            if let Output::Timeout(_) = output {
+                return;
+            }
+            self.effect(output);
+        }
+    }
+
+    /// Carries out what the core has to do and say, in order. Frames join the batch of the turn.
+    fn drain(&mut self) -> Option<Nanos> {
+        self.arena.collect();
+        loop {
             // A frame needs memory of at most its own size; without it only effects, which need none.
             let may_send = self.arena.used_bytes() + 2 * self.frame_bytes_max <= self.arena.budget_bytes();
             match self.core.poll_output(may_send) {
-                Output::Apply { segment, lane, stamp, values, bytes, payload, arguments } => {
-                    self.store.apply(segment, values, &payload, bytes, arguments.as_slice());
-                    self.observer.applied(segment, lane, stamp, values);
-                }
-                Output::Contribute { segment, lane, stamp, values, bytes, payload } => {
-                    self.store.contribute(segment, values, &payload, bytes);
-                    self.observer.applied(segment, lane, stamp, values);
-                }
-                Output::Finish { segment, arguments, .. } => {
-                    self.steps += 1;
-                    self.store.finish(segment, arguments.as_slice());
-                }
                 Output::Send { link, header, extension, body } => self.send(link, &header, &extension, body),
-                Output::Disconnect { link, .. } => {
-                    if let Some(&(peer, _)) = self.links.get(&link) {
-                        self.endpoint.close(peer);
-                    }
-                }
                 Output::Timeout(at) => return at,
+                effect => self.effect(effect),
             }
+        }
+    }
+
+    fn effect(&mut self, effect: Output<Body>) {
+        match effect {
+            Output::Apply { segment, lane, stamp, values, bytes, payload, arguments } => {
+                self.store.apply(segment, values, &payload, bytes, arguments.as_slice());
+                self.observer.applied(segment, lane, stamp, values);
+            }
+            Output::Contribute { segment, lane, stamp, values, bytes, payload } => {
+                self.store.contribute(segment, values, &payload, bytes);
+                self.observer.applied(segment, lane, stamp, values);
+            }
+            Output::Finish { segment, arguments, .. } => {
+                self.steps += 1;
+                self.store.finish(segment, arguments.as_slice());
+            }
+            Output::Disconnect { link, .. } => {
+                if let Some(&(peer, _)) = self.links.get(&link) {
+                    self.endpoint.close(peer);
+                }
+            }
+            Output::Send { .. } | Output::Timeout(_) => {}
         }
     }
 
@@ -327,7 +345,7 @@ impl<E: Endpoint, O: Observe> Shell for Node<E, O> {
     type Endpoint = E;
 
     fn turn(&mut self, now_ns: u64) -> Turn {
-        let mut events = std::mem::replace(&mut self.events, Events::with_limit(1));
+        let mut events = std::mem::take(&mut self.events);
         self.endpoint.poll(&mut events);
         let mut progressed = !events.is_empty();
         for event in events.drain() {

@@ -18,32 +18,49 @@ pub const EXTENSION_BYTES_MAX: usize = 256;
 /// Bytes of a whole head, at most.
 pub const HEAD_BYTES_MAX: usize = HEADER_BYTES + EXTENSION_BYTES_MAX;
 
+/// Bytes of a head that are kept inline: the header and the few extensions that most heads have.
+const INLINE_BYTES: usize = 128;
+
 /// The head of a message: a fixed header and its extensions, opaque to the transport.
 ///
-/// Kept inline, because every message has one and none should allocate.
+/// Kept inline up to 128 bytes, because every message has one, is moved several times, and none should allocate. A longer one,
+/// with a list of dependencies, is boxed.
 #[derive(Clone)]
 pub struct Head {
-    bytes: [u8; HEAD_BYTES_MAX],
+    inline: [u8; INLINE_BYTES],
     len: u16,
+    long: Option<Box<[u8]>>,
 }
 
 impl Head {
     /// A head of `bytes`, copied. Returns `None` when they are shorter than a header or longer than
     /// [`HEAD_BYTES_MAX`].
     #[must_use]
+    #[inline]
     pub fn new(bytes: &[u8]) -> Option<Self> {
         if !(HEADER_BYTES..=HEAD_BYTES_MAX).contains(&bytes.len()) {
             return None;
         }
-        let mut head = Self { bytes: [0; HEAD_BYTES_MAX], len: u16::try_from(bytes.len()).ok()? };
-        head.bytes[..bytes.len()].copy_from_slice(bytes);
-        Some(head)
+        let len = u16::try_from(bytes.len()).ok()?;
+        let mut inline = [0; INLINE_BYTES];
+        let long = match inline.get_mut(..bytes.len()) {
+            Some(inline) => {
+                inline.copy_from_slice(bytes);
+                None
+            }
+            None => Some(bytes.into()),
+        };
+        Some(Self { inline, len, long })
     }
 
     /// The bytes that travel.
     #[must_use]
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        match &self.long {
+            None => &self.inline[..usize::from(self.len)],
+            Some(long) => long,
+        }
     }
 }
 
@@ -145,7 +162,7 @@ impl std::fmt::Debug for Body {
 
 impl std::fmt::Debug for Head {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Head({} bytes)", self.len)
+        write!(f, "Head({} bytes)", self.as_bytes().len())
     }
 }
 
@@ -188,6 +205,7 @@ impl Batch {
     }
 
     /// Appends a send.
+    #[inline]
     pub fn send(&mut self, peer: Peer, token: Token, head: &Head, body: Body) {
         self.operations.push_back(Operation { peer, token, head: head.clone(), body });
     }
@@ -259,8 +277,8 @@ pub enum Event {
     },
 }
 
-/// Events of one poll, at most as many as its limit.
-#[derive(Debug)]
+/// Events of one poll, at most as many as its limit. The default has room for none and allocates nothing.
+#[derive(Default, Debug)]
 pub struct Events {
     pub(crate) list: Vec<Event>,
     limit: usize,

@@ -51,4 +51,6 @@ pub use rangefold_transport::Endpoint;
 pub use rangefold_workers::control::ControlError;
 pub use rangefold_workers::coordinator::AdmitError;
 pub use rangefold_workers::driver::Dialer;
-pub use rangefold_workers::{Client, Counters, DEADLINE, Element, Error, PullTicket, Table, Ticket, Values};
+pub use rangefold_workers::{
+    Client, Counters, DEADLINE, Element, Error, PullTicket, SharedValues, Table, Ticket, Values,
+};

@@ -13,11 +13,21 @@ use rangefold_proto::{
     View,
 };
 use rangefold_transport::{
-    Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, SliceMut, Token, Turn,
+    Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, Slice, SliceMut, Token, Turn,
 };
+
+use crate::outcomes::Outcomes;
 
 /// Events of one turn, at most.
 const EVENTS_MAX: usize = 256;
+
+/// Posts that follow each other faster than this gather frames, so that one call to the system takes many.
+const STREAM_NS: u64 = 10_000;
+/// As many are posted one by one before any is gathered: a program that issues a few and then computes is not a stream.
+const STREAM_BEGINS: u32 = 8;
+/// Frames and bytes that are gathered at most.
+const GATHER_FRAMES: usize = 64;
+const GATHER_BYTES: usize = 64 << 10;
 
 /// Bytes for bodies of control frames under way: a handful of the largest.
 const CONTROL_MEMORY_BYTES: usize = 8 * wire::CONTROL_BYTES_MAX;
@@ -78,14 +88,18 @@ pub struct Driver<E: Endpoint, D: Dialer> {
     /// Bodies of control frames; apart, so that pushes that wait for an answer never keep a frame from being sent.
     control: Arena,
     batch: Batch,
+    /// Tasks issued and their bytes since the last post.
+    issued: usize,
+    issued_bytes: usize,
+    /// When something was issued last, in nanoseconds, and how often in a row that was soon after the time before.
+    issued_ns: u64,
+    stream: u32,
     events: Events,
     links: BTreeMap<LinkId, (Peer, u64)>,
     peers: BTreeMap<Peer, LinkId>,
     next_link: u64,
     destinations: BTreeMap<TaskId, Destination>,
-    ended: BTreeMap<TaskId, Ended>,
-    /// Ended tasks whose outcome nobody wants.
-    ignored: std::collections::BTreeSet<TaskId>,
+    outcomes: Outcomes,
     /// Lanes that were given to other workers, and as which incarnation each was held here.
     fenced: Vec<(Lane, Incarnation)>,
     frame_bytes_max: usize,
@@ -102,13 +116,16 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             arena: Arena::new(memory_bytes_max).moving(),
             control: Arena::new(CONTROL_MEMORY_BYTES),
             batch: Batch::with_capacity(EVENTS_MAX),
+            issued: 0,
+            issued_bytes: 0,
+            issued_ns: 0,
+            stream: 0,
             events: Events::with_limit(EVENTS_MAX),
             links: BTreeMap::new(),
             peers: BTreeMap::new(),
             next_link: 0,
             destinations: BTreeMap::new(),
-            ended: BTreeMap::new(),
-            ignored: std::collections::BTreeSet::new(),
+            outcomes: Outcomes::default(),
             fenced: Vec::new(),
             frame_bytes_max: limits.frame_bytes_max as usize,
             now_ns: 0,
@@ -163,12 +180,14 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         lane: Lane,
         table: TableId,
         range: KeyRange,
-        values: SliceMut,
+        values: Slice,
         arguments: Arguments,
     ) -> Result<TaskId, IssueError> {
-        let payload = Body::from(values.freeze());
+        let bytes = values.len();
+        let payload = Body::from(values);
         let task = self.core.push(Push { lane, table, range, payload, arguments })?;
-        self.drain();
+        self.issued += 1;
+        self.issued_bytes += bytes;
         Ok(task)
     }
 
@@ -186,7 +205,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         let memory = self.buffer(if inside { bytes } else { 0 })?;
         let task = self.core.pull(pull)?;
         self.destinations.insert(task, Destination { memory, range: pull.range });
-        self.drain();
+        self.issued += 1;
         Ok(task)
     }
 
@@ -195,42 +214,58 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     /// # Errors
     /// [`IssueError::NoLane`].
     pub fn advance(&mut self, lane: Lane) -> Result<Round, IssueError> {
-        let round = self.core.advance(lane)?;
-        self.drain();
-        Ok(round)
+        self.core.advance(lane)
     }
 
     /// Gives up a pull.
     pub fn cancel(&mut self, task: TaskId) {
         self.core.cancel(task);
-        self.drain();
+        self.carry_out();
         self.forget(task);
     }
 
     /// The outcome of this task is not wanted.
     pub fn forget(&mut self, task: TaskId) {
-        if self.ended.remove(&task).is_none() && self.core.is_open(task) {
-            self.ignored.insert(task);
-        }
+        self.outcomes.forget(task, self.core.is_open(task));
     }
 
     /// Takes the outcome of a task that has ended; once.
     pub fn take_ended(&mut self, task: TaskId) -> Option<Ended> {
-        self.ended.remove(&task)
+        self.outcomes.take(task)
     }
 
     /// Whether a task has ended and its outcome waits to be taken.
     pub fn has_ended(&self, task: TaskId) -> bool {
-        self.ended.contains_key(&task)
+        self.outcomes.has(task)
     }
 
-    /// Posts the batch. Says whether anything left. What does not fit goes after the completion that makes room.
+    /// Posts what was issued and all that is due. Says whether anything left. What does not fit goes after the completion that
+    /// makes room.
     pub fn post(&mut self) -> bool {
+        self.drain();
+        self.post_batch()
+    }
+
+    fn post_batch(&mut self) -> bool {
+        (self.issued, self.issued_bytes) = (0, 0);
         let waiting = self.batch.len();
         if waiting > 0 {
             let _ = self.endpoint.post(&mut self.batch);
         }
         self.batch.len() < waiting
+    }
+
+    /// Posts what was issued, now or with what follows: of a stream of small tasks many leave together. What is kept leaves
+    /// with the next turn: at once when its program waits, else with the progress thread's.
+    pub fn post_issued(&mut self, now_ns: u64) {
+        let soon = now_ns.saturating_sub(self.issued_ns) < STREAM_NS;
+        self.issued_ns = now_ns;
+        self.stream = if soon { self.stream.saturating_add(1) } else { 0 };
+        let gathers =
+            self.stream > STREAM_BEGINS && self.issued < GATHER_FRAMES && self.issued_bytes < GATHER_BYTES;
+        if !gathers {
+            self.post();
+        }
     }
 
     /// Takes the lanes that were given to other workers since the last call; their tasks have ended with that error. A lane may
@@ -241,32 +276,45 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
 
     fn feed(&mut self, input: Input<'_, Body>) {
         self.core.handle_input(Nanos(self.now_ns), input);
-        self.drain();
+        self.carry_out();
     }
 
-    /// Carries out what the core has to do, in order. Frames join the batch of the turn.
+    /// Carries out effects. What the core has to say waits for the end of the turn, or the next post.
+    fn carry_out(&mut self) {
+        while self.core.has_effects() {
+            let effect = self.core.poll_output(false);
+            self.effect(effect);
+        }
+    }
+
+    /// Carries out what the core has to do and say, in order. Frames join the batch of the turn.
     fn drain(&mut self) -> Option<Nanos> {
+        self.control.collect();
         loop {
-            self.control.collect();
             let may_send = self.control.used_bytes() + wire::CONTROL_BYTES_MAX <= self.control.budget_bytes();
             match self.core.poll_output(may_send) {
-                Output::Dial { shard } => self.dialer.dial(self.core.map(), shard),
                 Output::Send { link, header, extension, body } => self.send(link, &header, &extension, body),
-                Output::Deliver { task, range, payload } => self.deliver(task, range, &payload),
-                Output::Complete { task, outcome } => {
-                    let values = self.destinations.remove(&task).map(|destination| destination.memory);
-                    if !self.ignored.remove(&task) {
-                        self.ended.insert(task, Ended { outcome, values });
-                    }
-                }
-                Output::Fenced { lane, incarnation } => self.fenced.push((lane, incarnation)),
-                Output::Disconnect { link, .. } => {
-                    if let Some(&(peer, _)) = self.links.get(&link) {
-                        self.endpoint.close(peer);
-                    }
-                }
                 Output::Timeout(at) => return at,
+                effect => self.effect(effect),
             }
+        }
+    }
+
+    fn effect(&mut self, effect: Output<Body>) {
+        match effect {
+            Output::Dial { shard } => self.dialer.dial(self.core.map(), shard),
+            Output::Deliver { task, range, payload } => self.deliver(task, range, &payload),
+            Output::Complete { task, outcome } => {
+                let values = self.destinations.remove(&task).map(|destination| destination.memory);
+                self.outcomes.end(task, Ended { outcome, values });
+            }
+            Output::Fenced { lane, incarnation } => self.fenced.push((lane, incarnation)),
+            Output::Disconnect { link, .. } => {
+                if let Some(&(peer, _)) = self.links.get(&link) {
+                    self.endpoint.close(peer);
+                }
+            }
+            Output::Send { .. } | Output::Timeout(_) => {}
         }
     }
 
@@ -369,7 +417,7 @@ impl<E: Endpoint, D: Dialer> Shell for Driver<E, D> {
             self.dialed(shard, dialed);
             progressed = true;
         }
-        let mut events = std::mem::replace(&mut self.events, Events::with_limit(1));
+        let mut events = std::mem::take(&mut self.events);
         self.endpoint.poll(&mut events);
         progressed |= !events.is_empty();
         for event in events.drain() {
@@ -378,7 +426,7 @@ impl<E: Endpoint, D: Dialer> Shell for Driver<E, D> {
         self.events = events;
         self.core.handle_input(Nanos(now_ns), Input::Tick);
         let deadline = self.drain();
-        progressed |= self.post();
+        progressed |= self.post_batch();
         Turn { progressed, deadline: deadline.map(|at| at.0) }
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
-use rangefold_proto::client::{Counters, IssueError, TaskId};
+use rangefold_proto::client::{Counters, IssueError};
 use rangefold_proto::{Aggregation, Lane, Limits, Member, Round, TableSpec};
 use rangefold_transport::Endpoint;
 use rangefold_transport::wait::Loop;
@@ -112,6 +112,10 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         deadline: Duration,
         mut done: impl FnMut(&mut Session<E, D>) -> Option<R>,
     ) -> Result<R, Error> {
+        // Of many tasks under way most have ended when they are asked for.
+        if let Some(result) = self.with(&mut done) {
+            return Ok(result);
+        }
         let begun_ns = self.now_ns();
         // Relaxed: for messages only.
         self.0.waiting_since_ns.store(begun_ns, Ordering::Relaxed);
@@ -333,30 +337,27 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     }
 
     /// Issues, waiting for room if a bound is reached. `issue` leaves what it was given where it can be had again.
-    pub(crate) fn issue(
+    pub(crate) fn issue<R>(
         &self,
         deadline: Duration,
-        mut issue: impl FnMut(&mut Session<E, D>) -> Result<TaskId, IssueError>,
-    ) -> Result<TaskId, Error> {
+        mut issue: impl FnMut(&mut Session<E, D>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let now_ns = self.now_ns();
         let outcome = self.with(|session| {
             check(session)?;
             let outcome = issue(session);
-            session.flush_batch();
-            Ok::<_, Error>(outcome)
-        })?;
-        match outcome {
-            Err(IssueError::Full) => {}
-            outcome => return Ok(outcome?),
-        }
-        let issued = self.wait("waiting for room to issue a task", deadline, |session| {
+            session.driver.post_issued(now_ns);
+            outcome
+        });
+        let Err(Error::Issue(IssueError::Full)) = outcome else { return outcome };
+        self.wait("waiting for room to issue a task", deadline, |session| {
             // What changed meanwhile is what `wait` finds next; nothing is issued then.
             check(session).ok()?;
             match issue(session) {
-                Err(IssueError::Full) => None,
+                Err(Error::Issue(IssueError::Full)) => None,
                 outcome => Some(outcome),
             }
-        })?;
-        Ok(issued?)
+        })?
     }
 }
 

@@ -13,15 +13,18 @@ pub mod coordinator;
 pub mod driver;
 mod error;
 pub mod handle;
+mod outcomes;
 pub mod remote;
 pub mod scheduler;
 mod session;
 mod table;
 mod ticket;
+mod values;
 
 pub use rangefold_proto::client::Counters;
 
 pub use error::Error;
 pub use handle::{Client, DEADLINE};
 pub use table::{Element, Table};
-pub use ticket::{PullTicket, Ticket, Values};
+pub use ticket::{PullTicket, Ticket};
+pub use values::{SharedValues, Values};

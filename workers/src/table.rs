@@ -11,13 +11,15 @@ use rangefold_proto::wire::Arguments;
 use rangefold_proto::{
     Aggregation, ElementType, KeyRange, Lane, Round, SegmentId, ShardId, TableId, TableSpec,
 };
-use rangefold_transport::Endpoint;
+use rangefold_transport::{Endpoint, Slice};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::driver::Dialer;
 use crate::error::Error;
 use crate::handle::{Client, DEADLINE, check};
+use crate::session::Session;
 use crate::ticket::{PullTicket, Ticket};
+use crate::values::{SharedValues, Values};
 
 /// A type of element that tables may hold.
 pub trait Element: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + Default + Send + 'static {
@@ -96,8 +98,7 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
     /// [`Error::Shape`], [`Error::Issue`] (keys outside the table, more than could ever be under way), [`Error::NoLane`],
     /// [`Error::Deadline`] when there is no room for [`DEADLINE`], [`Error::Stopped`], [`Error::LanesChanged`].
     pub fn push(&self, range: impl Into<KeyRange>, values: &[T]) -> Result<Ticket<E, D>, Error> {
-        let (lane, _) = self.first_lane()?;
-        self.push_as(lane, range, values, &[])
+        self.push_copy(None, range.into(), values, &[])
     }
 
     /// Pushes in the name of a lane, with arguments for the update function (at most four).
@@ -111,25 +112,95 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
         values: &[T],
         arguments: &[f64],
     ) -> Result<Ticket<E, D>, Error> {
-        let range = range.into();
-        let expected = range.len().saturating_mul(u64::from(self.spec.width));
-        if values.len() as u64 != expected {
-            return Err(Error::Shape { range, width: self.spec.width, found: values.len(), expected });
-        }
-        let arguments = Arguments::new(arguments).ok_or(IssueError::TooManyArguments)?;
+        self.push_copy(Some(lane), range.into(), values, arguments)
+    }
+
+    fn push_copy(
+        &self,
+        lane: Option<Lane>,
+        range: KeyRange,
+        values: &[T],
+        arguments: &[f64],
+    ) -> Result<Ticket<E, D>, Error> {
+        let bytes = values.as_bytes();
+        self.issue_push(lane, range, values.len(), arguments, |session| {
+            let mut memory = session.driver.buffer(bytes.len())?;
+            memory.as_mut_bytes().copy_from_slice(bytes);
+            Ok(memory.freeze())
+        })
+    }
+
+    /// Pushes `len` values, which `payload` brings when the push may be issued.
+    fn issue_push(
+        &self,
+        lane: Option<Lane>,
+        range: KeyRange,
+        len: usize,
+        arguments: &[f64],
+        payload: impl Fn(&mut Session<E, D>) -> Result<Slice, IssueError>,
+    ) -> Result<Ticket<E, D>, Error> {
+        let arguments = self.shaped(range, len, arguments)?;
         if self.is_nothing(range) {
             self.client.with(|session| check(session))?;
             return Ok(Ticket::new(self.client.clone(), None));
         }
-        let bytes = values.as_bytes();
         let task = self.client.issue(DEADLINE, |session| {
-            // Before the copy, which would be made again at each look.
+            let lane = lane.or_else(|| session.driver.core().lanes().next()).ok_or(Error::NoLane)?;
+            // Before the payload, which would be made again at each look.
             session.driver.core().may_push(lane, self.id, range)?;
-            let mut memory = session.driver.buffer(bytes.len())?;
-            memory.as_mut_bytes().copy_from_slice(bytes);
-            session.driver.push(lane, self.id, range, memory, arguments)
+            let payload = payload(session)?;
+            Ok(session.driver.push(lane, self.id, range, payload, arguments)?)
         })?;
         Ok(Ticket::new(self.client.clone(), Some(task)))
+    }
+
+    /// Memory for the values of `keys` keys, zeroed: to be written, shared and pushed without a copy. It counts as this
+    /// client's (`memory_bytes_max`) until it is dropped. Waits only for room.
+    ///
+    /// # Errors
+    /// [`Error::Issue`] (more than there could ever be), [`Error::Deadline`] when there is no room for [`DEADLINE`],
+    /// [`Error::Stopped`], [`Error::LanesChanged`].
+    pub fn values(&self, keys: u64) -> Result<Values<T>, Error> {
+        let bytes = keys.saturating_mul(u64::from(self.spec.value_bytes()));
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let mut memory = self.client.issue(DEADLINE, |session| Ok(session.driver.buffer(bytes)?))?;
+        memory.as_mut_bytes().fill(0);
+        Ok(Values::new(memory))
+    }
+
+    /// As [`Self::push`], from where the values lie: nothing is copied on this side.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_shared(
+        &self,
+        range: impl Into<KeyRange>,
+        values: &SharedValues<T>,
+    ) -> Result<Ticket<E, D>, Error> {
+        self.issue_push(None, range.into(), values.len(), &[], |_| Ok(values.slice()))
+    }
+
+    /// As [`Self::push_as`], from where the values lie: nothing is copied on this side.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_shared_as(
+        &self,
+        lane: Lane,
+        range: impl Into<KeyRange>,
+        values: &SharedValues<T>,
+        arguments: &[f64],
+    ) -> Result<Ticket<E, D>, Error> {
+        self.issue_push(Some(lane), range.into(), values.len(), arguments, |_| Ok(values.slice()))
+    }
+
+    /// Whether so many values and arguments fit a push to the range.
+    fn shaped(&self, range: KeyRange, found: usize, arguments: &[f64]) -> Result<Arguments, Error> {
+        let expected = range.len().saturating_mul(u64::from(self.spec.width));
+        if found as u64 != expected {
+            return Err(Error::Shape { range, width: self.spec.width, found, expected });
+        }
+        Ok(Arguments::new(arguments).ok_or(IssueError::TooManyArguments)?)
     }
 
     /// Pulls the n keys of `range`: at least all that every worker pushed in rounds before this worker's round less the
@@ -162,7 +233,7 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Table
             own_pushes: self.spec.aggregation == Aggregation::None,
             patience_ms: u32::MAX,
         };
-        let task = self.client.issue(DEADLINE, |session| session.driver.pull(pull))?;
+        let task = self.client.issue(DEADLINE, |session| Ok(session.driver.pull(pull)?))?;
         Ok(self.pull_ticket(range, Some(task)))
     }
 

@@ -1,4 +1,4 @@
-//! What is under way: a push or a pull, to wait for, to look at, or to be called back about; and the values of a pull.
+//! What is under way: a push or a pull, to wait for, to look at, or to be called back about.
 //! Knows tasks by name; their state is the driver's. Made by tables.
 //! Source: OSDI'14 §3.4.
 
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use rangefold_proto::KeyRange;
 use rangefold_proto::client::{TaskError, TaskId};
-use rangefold_transport::{Endpoint, SliceMut};
-use zerocopy::FromBytes;
+use rangefold_transport::Endpoint;
 
 use crate::driver::Dialer;
 use crate::error::Error;
 use crate::handle::Client;
 use crate::session::Callback;
 use crate::table::Element;
+use crate::values::Values;
 
 /// A push under way. Dropping it does not stop the push; dropping the last clone of its client does, so [`Client::flush`]
 /// before that.
@@ -37,18 +37,6 @@ pub struct PullTicket<T: Element, E: Endpoint, D: Dialer> {
     element: PhantomData<fn() -> T>,
 }
 
-/// The values of a pull: `[n * width]`, in key order. They lie in the client's memory (`memory_bytes_max`) until dropped.
-pub struct Values<T: Element> {
-    memory: SliceMut,
-    element: PhantomData<fn() -> T>,
-}
-
-impl<T: Element + fmt::Debug> fmt::Debug for Values<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
 impl<E: Endpoint, D: Dialer> fmt::Debug for Ticket<E, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket").field("task", &self.task).finish_non_exhaustive()
@@ -61,17 +49,6 @@ impl<T: Element, E: Endpoint, D: Dialer> fmt::Debug for PullTicket<T, E, D> {
             .field("task", &self.task)
             .field("range", &self.range)
             .finish_non_exhaustive()
-    }
-}
-
-impl<T: Element> std::ops::Deref for Values<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        match <[T]>::ref_from_bytes(self.memory.as_bytes()) {
-            Ok(values) => values,
-            Err(_) => unreachable!("memory of an arena is 64-byte aligned and was taken for whole elements"),
-        }
     }
 }
 
@@ -149,14 +126,14 @@ impl<T: Element, E: Endpoint + Send + 'static, D: Dialer + Send + 'static> PullT
         let Some(task) = self.task else {
             let memory = self.client.with(|session| session.driver.buffer(0))?;
             self.spent = true;
-            return Ok(Values { memory, element: PhantomData });
+            return Ok(Values::new(memory));
         };
         let ended =
             self.client.wait("waiting for a pull", deadline, |session| session.driver.take_ended(task))?;
         (self.task, self.spent) = (None, true);
         ended.outcome?;
         let memory = ended.values.ok_or(Error::Task(TaskError::Cancelled))?;
-        Ok(Values { memory, element: PhantomData })
+        Ok(Values::new(memory))
     }
 
     /// Waits for the values and copies them into `out: [n * width]`.

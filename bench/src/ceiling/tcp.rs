@@ -1,6 +1,6 @@
 //! Raw TCP over loopback: a stream, and a ping-pong. Knows sockets and how to wait at them.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,9 @@ use crate::spread::Spread;
 
 /// Bytes that the stream's receiver takes at once: enough to make the call cheap, and they stay in its cache.
 const CHUNK_BYTES: usize = 64 << 10;
+
+/// Frames of one call of the coalesced stream.
+const FRAMES: usize = 64;
 
 /// How a side waits at its socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,6 +89,35 @@ pub(crate) fn stream(length: Duration, receiver: Wait, adding: bool) -> anyhow::
     let expected = if adding { messages as f32 } else { 0.0 };
     anyhow::ensure!(table.iter().all(|&sum| sum == expected), "sums of the raw stream are wrong");
     Ok(sent as f64 / seconds / 1e9)
+}
+
+/// Million frames a second of a stream that sends `FRAMES` of them with each call, as one vector of heads and bodies.
+pub(crate) fn coalesced(length: Duration, receiver: Wait) -> anyhow::Result<f64> {
+    let (mut ours, theirs) = Wire::pair()?;
+    let theirs = theirs.waiting(receiver)?;
+    let receiver = std::thread::spawn(move || receive(theirs, false));
+    let (head, body) = ([1u8; REPLY_BYTES], [1u8; REQUEST_BYTES - REPLY_BYTES]);
+    let vector: Vec<IoSlice<'_>> =
+        (0..FRAMES).flat_map(|_| [IoSlice::new(&head), IoSlice::new(&body)]).collect();
+    let (begun, mut calls) = (Instant::now(), 0);
+    while begun.elapsed() < length {
+        let mut rest = vector.clone();
+        let mut rest = &mut rest[..];
+        while !rest.is_empty() {
+            let count = ours.0.write_vectored(rest)?;
+            IoSlice::advance_slices(&mut rest, count);
+        }
+        calls += 1;
+    }
+    // Whole chunks, so that the receiver counts all.
+    let sent = calls * FRAMES * REQUEST_BYTES;
+    let rest = sent.next_multiple_of(CHUNK_BYTES) - sent;
+    ours.write_all(&vec![0; rest])?;
+    drop(ours);
+    let (received, _) = receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
+    let seconds = begun.elapsed().as_secs_f64();
+    anyhow::ensure!(received == sent + rest, "{received} of {sent} bytes of the raw stream arrived");
+    Ok((calls * FRAMES) as f64 / seconds / 1e6)
 }
 
 /// Takes whole chunks until the sender has gone; says how many bytes came, and the sums.

@@ -235,16 +235,15 @@ impl TableSpec {
     /// The keys of segment `index`. Segments differ by one key at most and none is empty.
     #[must_use]
     pub fn segment_range(&self, index: u16) -> KeyRange {
-        let cut = |i: u16| {
-            let product = u128::from(self.len) * u128::from(i) / u128::from(self.segments);
-            u64::try_from(product).unwrap_or(u64::MAX)
-        };
-        KeyRange::new(cut(index), cut(index + 1))
+        segment_range(self.len, self.segments, index)
     }
 
     /// The segment that holds `key`, which must be one of the table's.
     #[must_use]
     pub fn segment_of(&self, key: u64) -> u16 {
+        if self.segments <= 1 {
+            return 0;
+        }
         let guess = u128::from(key) * u128::from(self.segments) / u128::from(self.len);
         let mut index = u16::try_from(guess).unwrap_or(u16::MAX).min(self.segments - 1);
         // The cut rounds down, so the guess is right or one too low.
@@ -255,14 +254,21 @@ impl TableSpec {
     }
 
     /// The segments that meet `range`, each with the part of the range that lies in it, in key order.
-    pub fn cut(&self, table: TableId, range: KeyRange) -> impl Iterator<Item = (SegmentId, KeyRange)> + '_ {
-        let range = range.intersect(KeyRange::new(0, self.len));
+    pub fn cut(
+        &self,
+        table: TableId,
+        range: KeyRange,
+    ) -> impl ExactSizeIterator<Item = (SegmentId, KeyRange)> + use<> {
+        let (len, segments) = (self.len, self.segments);
+        let range = range.intersect(KeyRange::new(0, len));
         let indices = if range.is_empty() {
             0..0
         } else {
             self.segment_of(range.start)..self.segment_of(range.end - 1) + 1
         };
-        indices.map(move |index| (SegmentId::new(table, index), self.segment_range(index).intersect(range)))
+        indices.map(move |index| {
+            (SegmentId::new(table, index), segment_range(len, segments, index).intersect(range))
+        })
     }
 
     /// Bytes of a key's stored value, and of what a push carries for it.
@@ -270,6 +276,15 @@ impl TableSpec {
     pub const fn value_bytes(&self) -> u32 {
         self.width * self.element.bytes()
     }
+}
+
+/// The keys of a segment: those of a power of two of them, cut without a division.
+fn segment_range(len: u64, segments: u16, index: u16) -> KeyRange {
+    let cut = |i: u16| {
+        let product = (u128::from(len) * u128::from(i)) >> segments.trailing_zeros();
+        u64::try_from(product).unwrap_or(u64::MAX)
+    };
+    KeyRange::new(cut(index), cut(index + 1))
 }
 
 #[cfg(test)]

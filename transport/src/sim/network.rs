@@ -158,7 +158,6 @@ pub(super) struct Message {
 
 /// What flies.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all that flies are messages, and none is moved often")]
 pub(super) enum Flying {
     Message(Message),
     Close,

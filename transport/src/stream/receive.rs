@@ -45,7 +45,6 @@ pub(crate) enum Incoming {
 }
 
 /// What the bytes at hand came to.
-#[expect(clippy::large_enum_variant, reason = "it is returned once an event and never kept")]
 pub(crate) enum Next {
     /// To be reported. There may be more.
     Event(Event),

@@ -7,13 +7,15 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::id::{Lane, LinkId, SegmentId, ShardId};
+use crate::id::{JobId, Lane, LinkId, SegmentId, ShardId};
 use crate::key::{Key, KeyRange};
+use crate::limits::Limits;
 use crate::map::Row;
+use crate::table::TableSpec;
 use crate::time::{Round, Stamp};
 use crate::wire::{Arguments, Header, Kind, Refusal};
 
-use super::{ClientCore, Retry, SendBody, TaskError, TaskId};
+use super::{ClientCore, Counters, Retry, TaskError, TaskId};
 
 /// A push that is not acknowledged: kept, because it may have to be sent again, to somebody else.
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl<P> Flow<P> {
         self.unacknowledged.front().map(|pending| pending.round)
     }
 
-    fn next_round(&self) -> Option<Round> {
+    pub(super) fn next_round(&self) -> Option<Round> {
         let live = self.state == State::Live;
         self.unacknowledged.get(self.next).filter(|_| live).map(|pending| pending.round)
     }
@@ -125,95 +127,117 @@ impl<P> Flow<P> {
         self.rewind(self.unacknowledged.iter().take_while(|pending| pending.task.stamp <= clock).count());
     }
 
-    /// Takes out one push that `clock` covers.
-    fn pop_covered(&mut self, clock: Stamp) -> Option<Pending<P>> {
-        let covered = self.unacknowledged.front().is_some_and(|pending| pending.task.stamp <= clock);
-        let pending = covered.then(|| self.unacknowledged.pop_front()).flatten()?;
-        if self.next == 0 {
-            self.next_key = None;
-        } else {
-            self.next -= 1;
+    /// Takes out the pushes that `clock` covers, and names their tasks.
+    fn pop_covered(&mut self, clock: Stamp, tasks: &mut Vec<TaskId>) {
+        while let Some(pending) = self.unacknowledged.pop_front_if(|pending| pending.task.stamp <= clock) {
+            tasks.push(pending.task);
+            if self.next == 0 {
+                self.next_key = None;
+            } else {
+                self.next -= 1;
+            }
         }
-        Some(pending)
+    }
+
+    /// How many bytes the next frame will carry; `None` when there is nothing to send.
+    pub(super) fn next_frame_bytes(&self, spec: &TableSpec, limits: &Limits) -> Option<u64> {
+        self.next_round()?;
+        let pending = self.unacknowledged.get(self.next)?;
+        let keys = u64::from((limits.frame_bytes_max / spec.value_bytes()).max(1));
+        let start = self.next_key.unwrap_or(pending.values.start);
+        Some((pending.values.end - start).min(keys) * u64::from(spec.value_bytes()))
+    }
+}
+
+impl<P: Clone> Flow<P> {
+    //= protocol.md P2
+    /// The next of its values, `bytes` of them, as much as a frame holds. Its tiles cut the whole segment.
+    pub(super) fn next_frame(
+        &mut self,
+        bytes: u64,
+        spec: &TableSpec,
+        counters: &mut Counters,
+    ) -> Option<Frame<P>> {
+        let value_bytes = u64::from(spec.value_bytes());
+        let pending = self.unacknowledged.get(self.next)?;
+        let start = self.next_key.unwrap_or(pending.values.start);
+        let range = KeyRange::new(start, start + bytes / value_bytes);
+        let last = range.end == pending.values.end;
+        // A payload lies in memory, so positions in it fit usize.
+        let at = |key: Key| usize::try_from((key - pending.base) * value_bytes).unwrap_or(usize::MAX);
+        let frame = Frame {
+            first: range.start == pending.values.start,
+            last,
+            round: pending.round,
+            stamp: pending.task.stamp,
+            previous: pending.previous,
+            range,
+            arguments: pending.arguments,
+            payload: pending.payload.clone(),
+            bytes: at(range.start)..at(range.end),
+        };
+        let mark = (frame.stamp, range.end);
+        counters.push_frames += 1;
+        counters.bytes_pushed += bytes;
+        counters.repeats += u64::from(mark <= self.sent);
+        self.sent = self.sent.max(mark);
+        if last {
+            self.rewind(self.next + 1);
+        } else {
+            self.next_key = Some(range.end);
+        }
+        Some(frame)
     }
 }
 
 /// A frame of a flow, ready to be sent.
 pub(super) struct Frame<P> {
-    pub(super) header: Header,
+    first: bool,
+    last: bool,
+    round: Round,
+    stamp: Stamp,
+    previous: Stamp,
+    range: KeyRange,
     pub(super) arguments: Arguments,
-    pub(super) body: SendBody<P>,
+    pub(super) payload: P,
+    /// Where its values lie in the payload.
+    pub(super) bytes: core::ops::Range<usize>,
+}
+
+impl<P> Frame<P> {
+    /// Its header, but for what only the map knows.
+    pub(super) fn header(&self, job: JobId) -> Header {
+        Header {
+            first: self.first,
+            last: self.last,
+            // A frame's bytes fit 32 bits.
+            value_bytes: u32::try_from(self.bytes.len()).unwrap_or(u32::MAX),
+            round: self.round,
+            stamp: self.stamp,
+            range: self.range,
+            previous: self.previous,
+            ..Header::of(Kind::Push, job)
+        }
+    }
 }
 
 impl<P: Clone> ClientCore<P> {
     /// Queues a flow at its connection if it has something to send.
     pub(super) fn ready_flow(&mut self, lane: Lane, segment: SegmentId) {
-        let owner = self.map.owner(segment);
-        let sequence = self.sequence + 1;
         let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
         if flow.shard.is_none() {
-            flow.shard = owner;
+            flow.shard = self.map.owner(segment);
         }
         let (Some(round), Some(shard), None) = (flow.next_round(), flow.shard, flow.queued) else { return };
-        flow.queued = Some((round, sequence));
-        self.sequence = sequence;
-        self.link_mut(shard).queue_flow((round, sequence), lane, segment);
-        self.enlist(shard);
-    }
-
-    /// How many bytes the flow's next frame will carry; `None` when it has nothing to send.
-    pub(super) fn next_frame_bytes(&self, lane: Lane, segment: SegmentId) -> Option<u64> {
-        let flow = self.flows.get(&(lane, segment))?;
-        flow.next_round()?;
-        let pending = flow.unacknowledged.get(flow.next)?;
-        let spec = self.map.tables.get(&segment.table())?;
-        let keys = u64::from((self.limits.frame_bytes_max / spec.value_bytes()).max(1));
-        let start = flow.next_key.unwrap_or(pending.values.start);
-        Some((pending.values.end - start).min(keys) * u64::from(spec.value_bytes()))
-    }
-
-    //= protocol.md P2
-    /// The flow's next frame: the next of its values, as much as a frame holds. Its tiles cut the whole segment.
-    pub(super) fn next_frame(&mut self, lane: Lane, segment: SegmentId) -> Option<Frame<P>> {
-        let bytes = self.next_frame_bytes(lane, segment)?;
-        let value_bytes = self.map.tables.get(&segment.table())?.value_bytes();
-        let assignment = self.map.rows.get(&segment)?.assignment;
-        let flow = self.flows.get_mut(&(lane, segment))?;
-        let pending = flow.unacknowledged.get(flow.next)?;
-        let start = flow.next_key.unwrap_or(pending.values.start);
-        let range = KeyRange::new(start, start + bytes / u64::from(value_bytes));
-        let last = range.end == pending.values.end;
-        let header = Header {
-            first: range.start == pending.values.start,
-            last,
-            // A frame's bytes fit 32 bits.
-            value_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-            segment,
-            assignment,
-            lane,
-            round: pending.round,
-            stamp: pending.task.stamp,
-            range,
-            previous: pending.previous,
-            ..Header::of(Kind::Push, self.job)
-        };
-        // A payload lies in memory, so positions in it fit usize.
-        let at =
-            |key: Key| usize::try_from((key - pending.base) * u64::from(value_bytes)).unwrap_or(usize::MAX);
-        let body =
-            SendBody::Values { payload: pending.payload.clone(), bytes: at(range.start)..at(range.end) };
-        let arguments = pending.arguments;
-        let mark = (header.stamp, range.end);
-        self.counters.push_frames += 1;
-        self.counters.bytes_pushed += bytes;
-        self.counters.repeats += u64::from(mark <= flow.sent);
-        flow.sent = flow.sent.max(mark);
-        if last {
-            flow.rewind(flow.next + 1);
-        } else {
-            flow.next_key = Some(range.end);
+        self.sequence += 1;
+        let place = (round, self.sequence);
+        flow.queued = Some(place);
+        let link = self.link_mut(shard);
+        link.queue_flow(place, lane, segment);
+        if !link.listed {
+            link.listed = true;
+            self.speakers.push_back(shard);
         }
-        Some(Frame { header, arguments, body })
     }
 
     //= protocol.md P6
@@ -222,11 +246,13 @@ impl<P: Clone> ClientCore<P> {
         if self.lanes.get(&lane).is_none_or(|state| state.member.incarnation != stamp.incarnation()) {
             return;
         }
-        while let Some(pending) =
-            self.flows.get_mut(&(lane, segment)).and_then(|flow| flow.pop_covered(stamp))
-        {
-            self.piece_done(pending.task);
+        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let mut covered = core::mem::take(&mut self.covered);
+        flow.pop_covered(stamp, &mut covered);
+        for task in covered.drain(..) {
+            self.piece_done(task);
         }
+        self.covered = covered;
     }
 
     /// A predecessor is missing at the owner: send again from there, unless that is what is about to be sent anyway.
@@ -306,6 +332,14 @@ impl<P: Clone> ClientCore<P> {
         let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
         if let (Some(place), Some(shard)) = (flow.queued.take(), flow.shard) {
             self.link_mut(shard).unqueue_flow(place);
+        }
+    }
+
+    /// The flow whose turn it is has nothing to send.
+    pub(super) fn unqueue_first(&mut self, shard: ShardId) {
+        let first = self.link_mut(shard).pop_flow();
+        if let Some(flow) = first.and_then(|key| self.flows.get_mut(&key)) {
+            flow.queued = None;
         }
     }
 

@@ -5,7 +5,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use crate::id::{Lane, SegmentId, ShardId, TableId};
+use crate::id::{Lane, ShardId, TableId};
 use crate::key::{Key, KeyRange};
 use crate::table::{Aggregation, TableSpec};
 use crate::time::Round;
@@ -96,7 +96,7 @@ impl<P: Clone> ClientCore<P> {
         let held = self.weigh(lane, table, range)?;
         let spec = self.spec(table)?;
         let bytes = range.len().saturating_mul(u64::from(spec.value_bytes()));
-        let parts: Vec<(SegmentId, KeyRange)> = spec.cut(table, range).collect();
+        let parts = spec.cut(table, range);
         let round = self.lanes.get(&lane).map_or(0, |state| state.round);
         let left = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let task = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
@@ -105,10 +105,14 @@ impl<P: Clone> ClientCore<P> {
             *self.round_bytes.entry((round, shard, lane)).or_insert(0) += bytes;
         }
         let floor = task.stamp.incarnation().floor();
-        let Some(state) = self.lanes.get_mut(&lane) else { return Err(IssueError::NoLane(lane)) };
-        let mut issued = Vec::with_capacity(parts.len());
-        for (segment, values) in parts {
-            state.pushed.insert(segment);
+        let (mut parts, mut payload) = (parts, Some(push.payload));
+        while let Some((segment, values)) = parts.next() {
+            // The last part takes it, so that one of one segment is not counted up and down.
+            let payload = if parts.len() == 0 { payload.take() } else { payload.clone() };
+            let Some(payload) = payload else { break };
+            if let Some(state) = self.lanes.get_mut(&lane) {
+                state.pushed.insert(segment);
+            }
             let flow = self.flows.entry((lane, segment)).or_insert_with(|| Flow::new(floor));
             //= protocol.md P1
             let previous = flow.last();
@@ -118,13 +122,9 @@ impl<P: Clone> ClientCore<P> {
                 round,
                 values,
                 base: range.start,
-                payload: push.payload.clone(),
+                payload,
                 arguments: push.arguments,
             });
-            issued.push(segment);
-        }
-        drop(push.payload);
-        for segment in issued {
             self.ready_flow(lane, segment);
         }
         Ok(task)

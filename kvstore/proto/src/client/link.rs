@@ -78,13 +78,15 @@ pub(super) struct ClientLink {
     pub(super) orphans: u16,
     pub(super) view_sent: u32,
     pub(super) listed: bool,
-    /// Flows with something to send, oldest round first, then in turn.
-    flows: BTreeMap<(Round, u64), (Lane, SegmentId)>,
+    /// Flows with something to send and their places, ascending: oldest round first, then in turn.
+    flows: VecDeque<((Round, u64), (Lane, SegmentId))>,
     pub(super) pieces: VecDeque<PieceId>,
     /// Pulls to be given back.
     pub(super) cancels: VecDeque<(TaskId, SegmentId, KeyRange)>,
     pub(super) asks: BTreeSet<(Lane, SegmentId)>,
     pub(super) closes: BTreeMap<Lane, Close>,
+    /// Whether one of them may be due; kept so that a frame need not look at all.
+    pub(super) closes_due: bool,
     pub(super) rows_due: BTreeSet<SegmentId>,
     /// Whether the last frame was a push's, so that pulls get their turn.
     pub(super) pushed_last: bool,
@@ -106,11 +108,12 @@ impl ClientLink {
             orphans: 0,
             view_sent: 0,
             listed: false,
-            flows: BTreeMap::new(),
+            flows: VecDeque::new(),
             pieces: VecDeque::new(),
             cancels: VecDeque::new(),
             asks: BTreeSet::new(),
             closes: BTreeMap::new(),
+            closes_due: false,
             rows_due: BTreeSet::new(),
             pushed_last: false,
         }
@@ -192,16 +195,44 @@ impl ClientLink {
     }
 
     pub(super) fn queue_flow(&mut self, place: (Round, u64), lane: Lane, segment: SegmentId) {
-        self.flows.insert(place, (lane, segment));
+        let at = match self.flows.back() {
+            Some(&(last, _)) if place < last => self.flows.partition_point(|&(other, _)| other < place),
+            _ => self.flows.len(),
+        };
+        self.flows.insert(at, (place, (lane, segment)));
     }
 
     pub(super) fn unqueue_flow(&mut self, place: (Round, u64)) {
-        self.flows.remove(&place);
+        if let Ok(at) = self.flows.binary_search_by_key(&place, |&(other, _)| other) {
+            self.flows.remove(at);
+        }
     }
 
     /// The flow whose turn it is.
     pub(super) fn first_flow(&self) -> Option<(Lane, SegmentId)> {
-        self.flows.values().next().copied()
+        self.flows.front().map(|&(_, flow)| flow)
+    }
+
+    pub(super) fn pop_flow(&mut self) -> Option<(Lane, SegmentId)> {
+        self.flows.pop_front().map(|(_, flow)| flow)
+    }
+
+    pub(super) fn has_flows(&self) -> bool {
+        !self.flows.is_empty()
+    }
+
+    /// Whether there is something to say that comes before pushes and pulls. May be wrong once after a close was said.
+    pub(super) fn owes_word(&self, view: u32) -> bool {
+        self.view_sent < view
+            || self.closes_due
+            || !self.rows_due.is_empty()
+            || !self.asks.is_empty()
+            || !self.cancels.is_empty()
+    }
+
+    /// Whether it may have something to say after this frame.
+    pub(super) fn may_have_more(&self, view: u32) -> bool {
+        self.owes_word(view) || self.has_flows() || !self.pieces.is_empty()
     }
 
     pub(super) fn queue_piece(&mut self, id: PieceId) {
@@ -218,11 +249,12 @@ impl ClientLink {
 
     pub(super) fn close_due(&mut self, lane: Lane) {
         self.closes.entry(lane).or_default().due = true;
+        self.closes_due = true;
     }
 
     pub(super) fn forget_lane(&mut self, lane: Lane) {
         self.closes.remove(&lane);
-        self.flows.retain(|_, (of, _)| *of != lane);
+        self.flows.retain(|&(_, (of, _))| of != lane);
         self.pieces.retain(|(task, _)| task.lane != lane);
         self.asks.retain(|(of, _)| *of != lane);
     }

@@ -9,6 +9,7 @@ mod issue;
 mod link;
 mod piece;
 mod say;
+mod tasks;
 mod types;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,6 +29,7 @@ use crate::wire::{self, Extension, Header, Kind, Refusal};
 use flow::Flow;
 use link::ClientLink;
 pub use link::Grant;
+use tasks::Tasks;
 pub use types::{Counters, Input, IssueError, Output, Pull, Push, SendBody, TaskError, TaskId};
 
 #[derive(Debug)]
@@ -76,7 +78,7 @@ pub struct ClientCore<P> {
     pieces: BTreeMap<PieceId, Piece>,
     /// Pieces that wait for one of this client's own lanes, by the rounds they need.
     early: BTreeSet<(Round, PieceId)>,
-    tasks: BTreeMap<TaskId, Task>,
+    tasks: Tasks,
     links: BTreeMap<ShardId, ClientLink>,
     shards: BTreeMap<LinkId, ShardId>,
     speakers: VecDeque<ShardId>,
@@ -88,6 +90,8 @@ pub struct ClientCore<P> {
     retries: BTreeSet<(Nanos, Retry)>,
     sequence: u64,
     control: Vec<u8>,
+    /// Tasks of which a push is acknowledged, while they are looked at; kept for its allocation.
+    covered: Vec<TaskId>,
     counters: Counters,
     now: Nanos,
 }
@@ -112,7 +116,7 @@ impl<P: Clone> ClientCore<P> {
             flows: BTreeMap::new(),
             pieces: BTreeMap::new(),
             early: BTreeSet::new(),
-            tasks: BTreeMap::new(),
+            tasks: Tasks::new(limits.tasks_max),
             links: BTreeMap::new(),
             shards: BTreeMap::new(),
             speakers: VecDeque::new(),
@@ -122,6 +126,7 @@ impl<P: Clone> ClientCore<P> {
             retries: BTreeSet::new(),
             sequence: 0,
             control: Vec::new(),
+            covered: Vec::new(),
             counters: Counters::default(),
             now: Nanos(0),
         }
@@ -182,7 +187,7 @@ impl<P: Clone> ClientCore<P> {
     /// Whether this task has not ended.
     #[must_use]
     pub fn is_open(&self, task: TaskId) -> bool {
-        self.tasks.contains_key(&task)
+        self.tasks.get(task).is_some()
     }
 
     /// Per lane, the rounds whose tasks have all ended: what the scheduler is told (protocol.md N4).
@@ -270,8 +275,12 @@ impl<P: Clone> ClientCore<P> {
             }
             Input::Sent { link } => {
                 if let Some(&shard) = self.shards.get(&link) {
-                    self.link_mut(shard).sent();
-                    self.enlist(shard);
+                    let view = self.view.number;
+                    let link = self.link_mut(shard);
+                    link.sent();
+                    if link.may_have_more(view) {
+                        self.enlist(shard);
+                    }
                 }
             }
             Input::Map(map) => {
@@ -345,9 +354,7 @@ impl<P: Clone> ClientCore<P> {
         }
         // Whoever takes it over pushes the round again.
         self.round_bytes.retain(|&(.., of), _| of != lane);
-        let of_lane = TaskId { lane, stamp: Stamp(0) }..=TaskId { lane, stamp: Stamp(u64::MAX) };
-        let tasks: Vec<TaskId> = self.tasks.range(of_lane).map(|(&task, _)| task).collect();
-        for task in tasks {
+        for task in self.tasks.of_lane(lane) {
             let ids: Vec<PieceId> =
                 self.pieces.range((task, 0)..=(task, Key::MAX)).map(|(&id, _)| id).collect();
             for id in ids {
@@ -355,6 +362,7 @@ impl<P: Clone> ClientCore<P> {
             }
             self.complete(task, Err(TaskError::Fenced(lane)));
         }
+        self.tasks.forget_lane(lane);
         self.flows.retain(|&(of, _), _| of != lane);
         self.retries.retain(|(_, retry)| !matches!(retry, Retry::Flow(of, _) if *of == lane));
         for link in self.links.values_mut() {
@@ -365,7 +373,7 @@ impl<P: Clone> ClientCore<P> {
 
     /// Ends a task.
     fn complete(&mut self, task: TaskId, outcome: Result<(), TaskError>) {
-        let Some(ended) = self.tasks.remove(&task) else { return };
+        let Some(ended) = self.tasks.remove(task) else { return };
         self.unacknowledged_bytes -= ended.bytes;
         if let Some(state) = self.lanes.get_mut(&task.lane)
             && let Some(count) = state.open.get_mut(&ended.round)
@@ -379,7 +387,7 @@ impl<P: Clone> ClientCore<P> {
     }
 
     fn piece_done(&mut self, task: TaskId) {
-        let Some(state) = self.tasks.get_mut(&task) else { return };
+        let Some(state) = self.tasks.get_mut(task) else { return };
         state.left -= 1;
         if state.left == 0 {
             self.complete(task, Ok(()));

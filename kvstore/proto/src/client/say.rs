@@ -14,6 +14,13 @@ use super::{ClientCore, Output, PieceId, SendBody};
 type Said<P> = (Header, Extension, SendBody<P>);
 
 impl<P: Clone> ClientCore<P> {
+    /// Whether `poll_output` has an effect to tell, whatever may be sent.
+    #[must_use]
+    #[inline]
+    pub fn has_effects(&self) -> bool {
+        !self.effects.is_empty()
+    }
+
     /// The next thing to do. `Timeout` when there is none. Without `may_send` (the shell has no memory for another
     /// frame just now) effects only.
     pub fn poll_output(&mut self, may_send: bool) -> Output<P> {
@@ -24,7 +31,8 @@ impl<P: Clone> ClientCore<P> {
             let Some(shard) = may_send.then(|| self.speakers.pop_front()).flatten() else {
                 return Output::Timeout(self.retries.first().map(|&(at, _)| at));
             };
-            let link = self.link_mut(shard);
+            let number = self.view.number;
+            let Some(link) = self.links.get_mut(&shard) else { continue };
             link.listed = false;
             let Some(id) = link.id() else {
                 self.dial_if_wanted(shard);
@@ -33,34 +41,45 @@ impl<P: Clone> ClientCore<P> {
             if !link.has_room() {
                 continue;
             }
-            if let Some((header, extension, body)) = self.say(shard, id) {
-                self.link_mut(shard).take_room();
-                self.enlist(shard);
+            let owes_word = link.owes_word(number);
+            let word = if owes_word { self.say_word(shard) } else { None };
+            if let Some((header, extension, body)) = word.or_else(|| self.say_data(shard, id)) {
+                if let Some(link) = self.links.get_mut(&shard) {
+                    link.take_room();
+                    if link.may_have_more(number) && !link.listed {
+                        link.listed = true;
+                        self.speakers.push_back(shard);
+                    }
+                }
                 return Output::Send { link: id, header, extension, body };
             }
         }
     }
 
-    /// One frame: what others wait for first, then pushes and pulls in turn.
-    fn say(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
-        if let Some(said) = self
-            .say_view(shard)
+    /// A frame that others wait for: these come first.
+    fn say_word(&mut self, shard: ShardId) -> Option<Said<P>> {
+        self.say_view(shard)
             .or_else(|| self.say_rows(shard))
             .or_else(|| self.say_resume(shard))
             .or_else(|| self.say_close(shard))
             .or_else(|| self.say_cancel(shard))
+    }
+
+    /// A push's frame or a pull, in turn.
+    fn say_data(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
+        let link = self.links.get_mut(&shard)?;
+        let (pushes, pulls) = (link.has_flows(), !link.pieces.is_empty());
+        if core::mem::take(&mut link.pushed_last)
+            && pulls
+            && let Some(said) = self.say_pull(shard, id)
         {
             return Some(said);
         }
-        if self.link_mut(shard).pushed_last {
-            self.link_mut(shard).pushed_last = false;
-            if let Some(said) = self.say_pull(shard, id) {
-                return Some(said);
-            }
+        if pushes && let Some(said) = self.say_push(shard) {
+            self.link_mut(shard).pushed_last = true;
+            return Some(said);
         }
-        let said = self.say_push(shard);
-        self.link_mut(shard).pushed_last = said.is_some();
-        said.or_else(|| self.say_pull(shard, id))
+        if pulls { self.say_pull(shard, id) } else { None }
     }
 
     fn controlled(&self, header: Header) -> Said<P> {
@@ -116,7 +135,10 @@ impl<P: Clone> ClientCore<P> {
 
     //= protocol.md T1
     fn say_close(&mut self, shard: ShardId) -> Option<Said<P>> {
-        let (&lane, close) = self.link_mut(shard).closes.iter_mut().find(|(_, close)| close.due)?;
+        let link = self.link_mut(shard);
+        let due = link.closes.iter_mut().find(|(_, close)| close.due);
+        link.closes_due = due.is_some();
+        let (&lane, close) = due?;
         let Close { named, .. } = core::mem::take(close);
         let state = self.lanes.get(&lane)?;
         let floor = state.member.incarnation.floor();
@@ -148,20 +170,38 @@ impl<P: Clone> ClientCore<P> {
 
     fn say_push(&mut self, shard: ShardId) -> Option<Said<P>> {
         loop {
-            let (lane, segment) = self.link_mut(shard).first_flow()?;
-            let Some(bytes) = self.next_frame_bytes(lane, segment) else {
-                self.unqueue(lane, segment);
+            let link = self.links.get_mut(&shard)?;
+            let (lane, segment) = link.first_flow()?;
+            let flow = self.flows.get_mut(&(lane, segment));
+            let Some((flow, bytes)) = flow.and_then(|flow| {
+                let bytes = flow.next_frame_bytes(self.map.tables.get(&segment.table())?, &self.limits)?;
+                Some((flow, bytes))
+            }) else {
+                self.unqueue_first(shard);
                 continue;
             };
-            if !self.link_mut(shard).may_push(bytes) {
+            if !link.may_push(bytes) {
                 return None;
             }
-            self.unqueue(lane, segment);
-            let frame = self.next_frame(lane, segment)?;
-            self.link_mut(shard).pushed(bytes);
-            self.ready_flow(lane, segment);
+            let spec = self.map.tables.get(&segment.table())?;
+            let assignment = self.map.rows.get(&segment)?.assignment;
+            let frame = flow.next_frame(bytes, spec, &mut self.counters)?;
+            link.pushed(bytes);
+            link.pop_flow();
+            flow.queued = None;
+            // It comes again after the others, if it has more.
+            if let Some(round) = flow.next_round() {
+                self.sequence += 1;
+                flow.queued = Some((round, self.sequence));
+                link.queue_flow((round, self.sequence), lane, segment);
+            }
+            let header = Header { segment, assignment, lane, ..frame.header(self.job) };
             let extension = Extension { arguments: frame.arguments, ..Extension::default() };
-            return Some((frame.header, extension, frame.body));
+            return Some((
+                header,
+                extension,
+                SendBody::Values { payload: frame.payload, bytes: frame.bytes },
+            ));
         }
     }
 
@@ -184,7 +224,7 @@ impl<P: Clone> ClientCore<P> {
                 segment: piece.segment,
                 assignment: row.assignment,
                 lane: task.lane,
-                round: self.tasks.get(&task).map_or(0, |task| task.round),
+                round: self.tasks.get(task).map_or(0, |task| task.round),
                 stamp: task.stamp,
                 range: piece.range,
                 previous: task.stamp,
