@@ -20,7 +20,7 @@ impl Clusters {
     /// Starts one each. A transport that this machine does not offer is skipped; whatever else fails is an error.
     pub(crate) fn start() -> anyhow::Result<Self> {
         let (mut tcp, mut skipped) = (Vec::new(), Vec::new());
-        for (name, wish) in [("uring", Wish::Uring), ("socket", Wish::Socket)] {
+        for (name, wish) in [("uring", Wish::Uring), ("socket", Wish::Socket), ("auto", Wish::Auto)] {
             match Bench::tcp(wish) {
                 Ok(bench) => tcp.push((name, bench)),
                 Err(error) => skipped.push(error.downcast::<auto::Unavailable>()?),

@@ -347,7 +347,7 @@ impl<E: Endpoint, O: Observe> Shell for Node<E, O> {
     fn turn(&mut self, now_ns: u64) -> Turn {
         let mut events = std::mem::take(&mut self.events);
         self.endpoint.poll(&mut events);
-        let mut progressed = !events.is_empty();
+        let mut progressed = events.take_progress();
         for event in events.drain() {
             self.event(now_ns, event);
         }

@@ -282,6 +282,8 @@ pub enum Event {
 pub struct Events {
     pub(crate) list: Vec<Event>,
     limit: usize,
+    /// Bytes came or left in the last poll, whether or not that came to an event.
+    pub(crate) moved: bool,
 }
 
 impl Events {
@@ -289,7 +291,7 @@ impl Events {
     #[must_use]
     pub fn with_limit(limit: usize) -> Self {
         let limit = limit.max(1);
-        Self { list: Vec::with_capacity(limit), limit }
+        Self { list: Vec::with_capacity(limit), limit, moved: false }
     }
 
     /// How many more events this poll may report.
@@ -307,6 +309,12 @@ impl Events {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// Whether anything has happened since the last call, bytes of a message that is not whole included: more may follow soon.
+    #[must_use]
+    pub fn take_progress(&mut self) -> bool {
+        std::mem::take(&mut self.moved) || !self.list.is_empty()
     }
 }
 

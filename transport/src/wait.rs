@@ -23,10 +23,10 @@
 //! **Progress**: ringing is wait-free and costs a system call only for the ring that finds `asleep`.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::endpoint::Endpoint;
 use crate::primitive::{Arc, DescriptorArc, Futex, Ordering, fence, spin_loop};
@@ -56,8 +56,14 @@ impl Waker {
     }
 
     /// The same for a thread that sleeps until an eventfd, among other things, is written to.
-    pub(crate) fn with_bell(bell: DescriptorArc<OwnedFd>) -> Self {
-        Self { futex: Arc::new(Futex::new(AWAKE)), bell: Some(bell) }
+    pub(crate) fn with_bell() -> rustix::io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { futex: Arc::new(Futex::new(AWAKE)), bell: Some(DescriptorArc::new(bell)) })
+    }
+
+    /// The eventfd, if it has one.
+    pub(crate) fn bell(&self) -> Option<&DescriptorArc<OwnedFd>> {
+        self.bell.as_ref()
     }
 
     /// Makes sure that the sleeper sees, in a turn to come, what this thread has published. No system call while the
@@ -150,6 +156,8 @@ pub enum Sleep {
         /// As above.
         at_most_ns: Option<u64>,
     },
+    /// Until any of two would wake: a thread with endpoints of two kinds. Neither is the waker alone.
+    Either(Box<[Self; 2]>),
 }
 
 impl Sleep {
@@ -157,17 +165,39 @@ impl Sleep {
         match self {
             Self::Waker(waker) => waker.sleep(timeout_ns),
             Self::Descriptor { descriptor, at_most_ns } => {
-                let timeout = sooner(timeout_ns, *at_most_ns).map(|ns| rustix::event::Timespec {
-                    tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
-                    tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
-                });
-                // `poll` of the set, not a wait in it: that would take the events, which are the endpoint's. Every error
-                // is a reason to look again.
-                let _ = poll(&mut [PollFd::new(descriptor, PollFlags::IN)], timeout.as_ref());
+                sleep_on(&mut [PollFd::new(descriptor, PollFlags::IN)], sooner(timeout_ns, *at_most_ns));
             }
             Self::Ring { ring, at_most_ns } => ring.sleep(sooner(timeout_ns, *at_most_ns)),
+            Self::Either(both) => {
+                let (mut set, mut timeout_ns) = (Vec::with_capacity(2), timeout_ns);
+                for one in &**both {
+                    match one {
+                        Self::Descriptor { descriptor, at_most_ns } => {
+                            set.push(PollFd::new(descriptor, PollFlags::IN));
+                            timeout_ns = sooner(timeout_ns, *at_most_ns);
+                        }
+                        Self::Ring { ring, at_most_ns } => {
+                            ring.submit();
+                            set.push(PollFd::from_borrowed_fd(ring.as_fd(), PollFlags::IN));
+                            timeout_ns = sooner(timeout_ns, *at_most_ns);
+                        }
+                        Self::Waker(_) | Self::Either(_) => debug_assert!(false, "no descriptor: {one:?}"),
+                    }
+                }
+                sleep_on(&mut set, timeout_ns);
+            }
         }
     }
+}
+
+/// `poll` of an epoll set, not a wait in it: that would take the events, which are the endpoint's. Every error is a reason to look
+/// again.
+fn sleep_on(set: &mut [PollFd<'_>], timeout_ns: Option<u64>) {
+    let timeout = timeout_ns.map(|ns| rustix::event::Timespec {
+        tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
+        tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
+    });
+    let _ = poll(set, timeout.as_ref());
 }
 
 fn sooner(one: Option<u64>, other: Option<u64>) -> Option<u64> {

@@ -4,7 +4,7 @@ use rangefold_transport::conformance::{self, Fixture};
 use std::net::{TcpListener, TcpStream};
 
 use rangefold_transport::stream::Limits;
-use rangefold_transport::{Link, memory, sim, socket, uring};
+use rangefold_transport::{Endpoint as _, Events, Link, Peer, auto, memory, sim, socket, uring};
 
 /// Depth of the tests' queues, so small that `Full` is common.
 const DEPTH: u32 = 4;
@@ -127,6 +127,65 @@ fn uring_of_many() -> Uring {
     Uring { number: 0, one_thread: false }
 }
 
+/// Both ways over TCP on one thread: every second endpoint has a silent peer of the other kind than the links of the test, and
+/// sleeps on both.
+struct Both {
+    number: u64,
+    endpoints: u64,
+    over_ring: bool,
+}
+
+impl Both {
+    fn silent(&self, endpoint: &mut auto::Endpoint) -> Peer {
+        let (silent, other) = tcp_pair(u64::MAX);
+        // Open for as long as the test program runs.
+        std::mem::forget(other);
+        endpoint.adopt(silent).expect("room")
+    }
+}
+
+impl Fixture for Both {
+    type Endpoint = auto::Endpoint;
+
+    fn endpoint(&mut self, body_bytes_max: Option<u32>) -> auto::Endpoint {
+        let options =
+            auto::Options { wish: auto::Wish::Auto, framing: conformance::FRAMING, one_thread: true };
+        let made = auto::Endpoint::with(&options, tcp_limits(body_bytes_max), 1);
+        let (mut endpoint, choice) = made.expect("sockets");
+        assert_eq!(choice.transport, "socket and uring", "io_uring is permitted here: {choice}");
+        self.endpoints += 1;
+        // The first may pass to another thread, which a ring that was used may not.
+        if !self.endpoints.is_multiple_of(2) {
+            return endpoint;
+        }
+        let over_socket = self.silent(&mut endpoint);
+        if !self.over_ring {
+            self.silent(&mut endpoint);
+            endpoint.close(over_socket);
+            let mut events = Events::with_limit(1);
+            while events.is_empty() {
+                endpoint.poll(&mut events);
+            }
+        }
+        endpoint
+    }
+
+    fn connect(&mut self) -> (Link, Link) {
+        self.number += 1;
+        tcp_pair(self.number)
+    }
+
+    fn step(&mut self) {}
+}
+
+fn socket_beside_a_ring() -> Both {
+    Both { number: 0, endpoints: 0, over_ring: false }
+}
+
+fn ring_beside_a_socket() -> Both {
+    Both { number: 0, endpoints: 0, over_ring: true }
+}
+
 fn memory() -> Memory {
     Memory { number: 0 }
 }
@@ -163,6 +222,20 @@ macro_rules! promises {
             $(#[test]
             fn $promise() {
                 super::conformance::$promise(super::uring_of_many());
+            })*
+        }
+
+        mod over_a_socket_beside_a_ring {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::socket_beside_a_ring());
+            })*
+        }
+
+        mod over_a_ring_beside_a_socket {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::ring_beside_a_socket());
             })*
         }
 
@@ -221,6 +294,12 @@ fn uring_with_threads() {
     conformance::all_with_threads(uring_of_many);
 }
 
+#[test]
+fn socket_and_uring_with_threads() {
+    conformance::all_with_threads(socket_beside_a_ring);
+    conformance::all_with_threads(ring_beside_a_socket);
+}
+
 /// Endpoints and links may be made on one thread and used on another.
 #[test]
 fn endpoints_and_links_change_threads() {
@@ -230,6 +309,7 @@ fn endpoints_and_links_change_threads() {
     assert_send::<sim::Endpoint>();
     assert_send::<uring::Endpoint>();
     assert_send::<socket::Endpoint>();
+    assert_send::<auto::Endpoint>();
     assert_send::<rangefold_transport::Arena>();
     assert_send::<rangefold_transport::SliceMut>();
     assert_send::<rangefold_transport::Event>();

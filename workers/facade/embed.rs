@@ -174,7 +174,9 @@ impl Cluster {
         let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.worker_bytes_max);
         let control: Arc<dyn Control> = Arc::new(Place { shared: Arc::clone(shared), worker });
         let turns = Loop::new(shared.clock, shared.busy_threads);
-        Ok(Client::new(driver, events, control, turns, options.tau)?)
+        let client = Client::new(driver, events, control, turns, options.tau);
+        client.spawn_progress()?;
+        Ok(client)
     }
 
     /// What every shard has done so far, in order. A shard that does not answer within a second is left out.

@@ -104,8 +104,8 @@ pub enum JoinError {
 /// # Errors
 /// [`JoinError`], within the deadline.
 pub fn connect(options: &Options, transport: Wish) -> Result<(Client, Choice), JoinError> {
-    // The thread that waits drives, and the progress thread now and then.
-    let endpoint = auto::Options { wish: transport, framing: remote::framing(), one_thread: false };
+    let one_thread = options.one_thread;
+    let endpoint = auto::Options { wish: transport, framing: remote::framing(), one_thread };
     let (endpoint, choice) = auto::Endpoint::new(&endpoint)?;
     Ok((remote::connect(options, endpoint)?, choice))
 }

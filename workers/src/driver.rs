@@ -419,7 +419,7 @@ impl<E: Endpoint, D: Dialer> Shell for Driver<E, D> {
         }
         let mut events = std::mem::take(&mut self.events);
         self.endpoint.poll(&mut events);
-        progressed |= !events.is_empty();
+        progressed |= events.take_progress();
         for event in events.drain() {
             self.event(event);
         }

@@ -70,35 +70,38 @@ impl<E: Endpoint, D: Dialer> Client<E, D> {
 }
 
 impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
-    /// A client over a driver and a control plane, with its progress thread.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
+    /// A client over a driver and a control plane. What is under way moves while a thread is in a call of it.
     pub fn new(
         driver: Driver<E, D>,
         events: Receiver<News>,
         control: Arc<dyn Control>,
         turns: Loop,
         tau: Option<Round>,
-    ) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
+    ) -> Self {
+        Self(Arc::new(Shared {
             baton: Baton::new(Session::new(driver, events, Arc::clone(&control)), turns),
             control,
             tau: AtomicU32::new(tau.unwrap_or(Round::MAX)),
             waited_ns: AtomicU64::new(0),
             waiting_since_ns: AtomicU64::new(0),
             left: AtomicBool::new(false),
-        });
-        let weak = Arc::downgrade(&shared);
-        std::thread::Builder::new().name("rangefold-progress".into()).spawn(move || {
-            // Ends with the last client.
+        }))
+    }
+
+    /// Starts the progress thread, which moves what is under way while no thread is in a call. It ends with the last client.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn spawn_progress(&self) -> std::io::Result<()> {
+        let weak = Arc::downgrade(&self.0);
+        let progress = move || {
             while let Some(shared) = weak.upgrade() {
                 shared.progress();
                 drop(shared);
                 std::thread::sleep(Duration::from_millis(5));
             }
-        })?;
-        Ok(Self(shared))
+        };
+        std::thread::Builder::new().name("rangefold-progress".into()).spawn(progress).map(drop)
     }
 
     fn now_ns(&self) -> u64 {

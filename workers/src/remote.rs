@@ -63,13 +63,16 @@ pub struct Options {
     /// Threads that may spin at once on this host, this process's and others'; where they outnumber the processors, nobody
     /// spins.
     pub busy_threads: usize,
+    /// The program promises to use the client from one thread, the one that uses it first; another one panics. There is no
+    /// progress thread then: what is under way moves while the program is in a call of the client, and only then.
+    pub one_thread: bool,
     /// How long joining may take, and how long a table may wait for servers.
     pub deadline: Duration,
 }
 
 impl Default for Options {
     /// The one worker of a job with one part, at [`SCHEDULER`]; sequential; [`Limits::standard`]; 1 GiB, four times the pushes
-    /// that these let it keep; one thread that spins; [`DEADLINE`].
+    /// that these let it keep; one thread that spins; any thread may use the client; [`DEADLINE`].
     fn default() -> Self {
         Self {
             scheduler: SCHEDULER.into(),
@@ -80,6 +83,7 @@ impl Default for Options {
             limits: Limits::standard(),
             memory_bytes_max: 1 << 30,
             busy_threads: 1,
+            one_thread: false,
             deadline: DEADLINE,
         }
     }
@@ -183,7 +187,11 @@ pub fn connect<E: Endpoint + Send + 'static>(
     let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
     let turns = Loop::new(Clock::new(), options.busy_threads);
     let held = Held { line, progress, due, patience: options.deadline, stream: ending };
-    Client::new(driver, news, Arc::new(held), turns, options.tau).map_err(ConnectError::Thread)
+    let client = Client::new(driver, news, Arc::new(held), turns, options.tau);
+    if !options.one_thread {
+        client.spawn_progress().map_err(ConnectError::Thread)?;
+    }
+    Ok(client)
 }
 
 /// The control connection of one worker.

@@ -331,7 +331,13 @@ impl Cluster {
                             let one = index % spec.width as usize == lane.0 as usize;
                             chunk.copy_from_slice(&f64::from(u8::from(one)).to_le_bytes());
                         }
-                        match driver.push(lane, self.tables[table], range, memory.freeze(), Arguments::default()) {
+                        match driver.push(
+                            lane,
+                            self.tables[table],
+                            range,
+                            memory.freeze(),
+                            Arguments::default(),
+                        ) {
                             Ok(task) => {
                                 self.oracle.borrow_mut().issued(
                                     task,

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use super::endpoint::SOCKETS_MAX;
+
 /// What was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Wish {
@@ -67,6 +69,12 @@ pub struct Choice {
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.transport)?;
+        if self.transport == BOTH {
+            write!(
+                f,
+                " (socket for the first {SOCKETS_MAX} connections of a thread, where it is faster, uring for more)"
+            )?;
+        }
         for (index, refusal) in self.refused.iter().enumerate() {
             let before = if index == 0 { " (" } else { "; " };
             write!(f, "{before}not {}: {}", refusal.transport, refusal.reason)?;
@@ -85,27 +93,33 @@ pub struct Unavailable {
     pub reason: String,
 }
 
+/// Why a client does not take io_uring by itself.
+pub(super) const SEVERAL_THREADS: &str =
+    "several threads may use this endpoint, and a ring is fast for one only";
+/// What a thread with both ways uses.
+pub(super) const BOTH: &str = "socket and uring";
+
 /// Chooses. `uring` says whether io_uring can be had, and if not why; `socket` the same of plain sockets.
 pub(super) fn choose(
     wish: Wish,
     uring: Result<(), String>,
     socket: Result<(), String>,
 ) -> Result<Choice, Unavailable> {
-    let refusal = |transport, reason: &str| Refusal { transport, reason: reason.into() };
+    let refused = |transport, reason: String| vec![Refusal { transport, reason }];
     match (wish, uring, socket) {
-        (Wish::Auto, Ok(()), _) => Ok(Choice {
-            transport: "uring",
-            refused: vec![refusal("socket", "uring is there and costs fewer system calls")],
-        }),
+        (Wish::Auto, Ok(()), Ok(())) => Ok(Choice { transport: BOTH, refused: Vec::new() }),
         (Wish::Auto, Err(reason), Ok(())) => {
-            Ok(Choice { transport: "socket", refused: vec![refusal("uring", &reason)] })
+            Ok(Choice { transport: "socket", refused: refused("uring", reason) })
+        }
+        (Wish::Auto, Ok(()), Err(reason)) => {
+            Ok(Choice { transport: "uring", refused: refused("socket", reason) })
         }
         (Wish::Uring, Ok(()), _) => {
-            Ok(Choice { transport: "uring", refused: vec![refusal("socket", "uring was asked for")] })
+            Ok(Choice { transport: "uring", refused: refused("socket", "uring was asked for".into()) })
         }
         (Wish::Uring, Err(reason), _) => Err(Unavailable { transport: "uring", reason }),
         (Wish::Socket, _, Ok(())) => {
-            Ok(Choice { transport: "socket", refused: vec![refusal("uring", "socket was asked for")] })
+            Ok(Choice { transport: "socket", refused: refused("uring", "socket was asked for".into()) })
         }
         (Wish::Socket | Wish::Auto, _, Err(reason)) => Err(Unavailable { transport: "socket", reason }),
     }
@@ -118,7 +132,8 @@ mod tests {
     #[test]
     fn a_wish_is_kept_or_refused_never_replaced() {
         let no = || Err("denied by policy".to_owned());
-        assert_eq!(choose(Wish::Auto, Ok(()), Ok(())).unwrap().transport, "uring");
+        let both = choose(Wish::Auto, Ok(()), Ok(())).unwrap().to_string();
+        assert!(both.starts_with("socket and uring (socket for the first 4 connections"), "{both}");
         let fallen = choose(Wish::Auto, no(), Ok(())).unwrap();
         assert_eq!(fallen.to_string(), "socket (not uring: denied by policy)");
         assert_eq!(choose(Wish::Socket, Ok(()), Ok(())).unwrap().transport, "socket");

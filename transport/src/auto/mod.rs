@@ -9,4 +9,4 @@ mod choose;
 mod endpoint;
 
 pub use choose::{Choice, NoSuchTransport, Refusal, Unavailable, Wish};
-pub use endpoint::{Endpoint, Options};
+pub use endpoint::{Endpoint, Options, SOCKETS_MAX};

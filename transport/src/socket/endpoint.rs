@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
 
@@ -22,7 +22,7 @@ use crate::primitive::DescriptorArc as Arc;
 use crate::region::{Region, SliceMut};
 use crate::stream::{
     ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, PARTS_MAX,
-    Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Sender, Staging, reason_of, slot_bits,
+    Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Sender, Staging, Tag, reason_of, slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -99,8 +99,8 @@ impl Sender for Connection {
 }
 
 impl Connection {
-    /// Writes what is due, as far as the socket takes it.
-    fn write(&mut self, plan: &mut Plan) {
+    /// Writes what is due, as far as the socket takes it. Says whether anything was.
+    fn write(&mut self, plan: &mut Plan) -> bool {
         let mut bytes = 0;
         while self.writable && !self.cut && self.send.has_unsent() && bytes < QUOTA_BYTES {
             self.send.plan(plan);
@@ -120,6 +120,7 @@ impl Connection {
                 }
             }
         }
+        bytes > 0
     }
 
     /// Whether `write` could go on at once.
@@ -197,24 +198,35 @@ impl Endpoint {
     /// # Errors
     /// The system's, when there is no descriptor to be had (ulimit -n).
     pub fn new(framing: Framing, limits: Limits) -> std::io::Result<Self> {
+        Self::beside(framing, limits, Waker::with_bell()?, Tag::default())
+    }
+
+    /// One of several endpoints of a thread, all woken by `waker`, whose peers are told apart by `tag`.
+    pub(crate) fn beside(framing: Framing, limits: Limits, waker: Waker, tag: Tag) -> std::io::Result<Self> {
         let set = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        // By edges: each write is one, so it need never be read.
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&set, &bell, epoll::EventData::new_u64(BELL), flags)?;
+        if let Some(bell) = waker.bell() {
+            // By edges: each write is one, so it need never be read.
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&set, bell, epoll::EventData::new_u64(BELL), flags)?;
+        }
         Ok(Self {
             framing,
             limits,
             set,
-            waker: Waker::with_bell(bell),
-            peers: Peers::new(limits.peers_max),
+            waker,
+            peers: Peers::new(limits.peers_max, tag),
             starved: Vec::new(),
             staging: Staging::new(limits.receive_bytes, limits.body_bytes_max),
-            arrivals: ArrivalIds::default(),
+            arrivals: ArrivalIds::new(tag),
             lingering: Lingering::default(),
             plan: Plan::default(),
             unasked: 0,
         })
+    }
+
+    /// Peers adopted and not reported as lost.
+    pub(crate) fn peer_count(&self) -> usize {
+        self.peers.len()
     }
 
     /// Finds out who is to be looked at.
@@ -262,7 +274,7 @@ impl Endpoint {
         let peer = self.peers.peer(slot);
         let Some(connection) = self.peers.connection(slot) else { return Outcome::Idle };
         let mut left = QUOTA.min(events.room());
-        connection.write(&mut self.plan);
+        events.moved |= connection.write(&mut self.plan);
         connection.send.report(peer, events, &mut left);
         let (mut bytes, mut outcome) = (0, Outcome::Idle);
         while connection.ended.is_none() {
@@ -276,7 +288,10 @@ impl Endpoint {
                     events.list.push(event);
                 }
                 Ok(Next::Bytes) if connection.readable => match connection.read() {
-                    Ok(count) => bytes += count,
+                    Ok(count) => {
+                        events.moved |= count > 0;
+                        bytes += count;
+                    }
                     Err(reason) => connection.end(reason),
                 },
                 Ok(Next::Bytes | Next::Place) => break,

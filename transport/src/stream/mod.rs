@@ -16,7 +16,7 @@ mod tests;
 
 pub(crate) use linger::Lingering;
 pub(crate) use parse::HeadParser;
-pub(crate) use peers::{ArrivalIds, Peers, Sender, slot_bits};
+pub(crate) use peers::{ArrivalIds, Peers, Sender, Tag, slot_bits};
 pub(crate) use receive::{Next, Receiver};
 pub(crate) use send::{PARTS_MAX, Plan, SendQueue};
 pub(crate) use staging::{Staged, Staging};

@@ -18,12 +18,32 @@ pub(crate) struct Peers<C> {
     slots: Vec<Slot<C>>,
     free: Vec<usize>,
     limit: u32,
+    /// Of the first peer in each slot.
+    first_generation: u64,
     /// Slots to look at, each at most once (`Slot::queued`), in turn.
     ready: VecDeque<usize>,
     /// Slots that the current post has put operations for, each once (`Slot::touched`).
     touched: VecDeque<usize>,
     /// Completions of operations to peers that are gone.
     flushed: VecDeque<(Peer, Token, LostReason)>,
+}
+
+/// Which of several endpoints of a thread a number belongs to: its upper byte. What counts below it, 40 bits above the slot,
+/// does not come to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Tag(pub(crate) u8);
+
+const TAG_SHIFT: u32 = 56;
+
+impl Tag {
+    /// The tag in a peer's or an arrival's number.
+    pub(crate) fn of(number: u64) -> Self {
+        Self((number >> TAG_SHIFT) as u8)
+    }
+
+    fn above_slot(self) -> u64 {
+        u64::from(self.0) << (TAG_SHIFT - SLOT_BITS)
+    }
 }
 
 /// What a post must know of a connection.
@@ -44,11 +64,13 @@ struct Slot<C> {
 }
 
 impl<C> Peers<C> {
-    pub(crate) fn new(limit: u32) -> Self {
+    /// Peers whose numbers, and those of their arrivals, carry `tag`.
+    pub(crate) fn new(limit: u32, tag: Tag) -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             limit: limit.min(SLOTS_MAX),
+            first_generation: tag.above_slot(),
             ready: VecDeque::new(),
             touched: VecDeque::new(),
             flushed: VecDeque::new(),
@@ -78,7 +100,8 @@ impl<C> Peers<C> {
     pub(crate) fn insert(&mut self, connection: C) -> Option<usize> {
         let slot = self.next_slot()?;
         if self.free.pop().is_none() {
-            let fresh = Slot { generation: 0, queued: false, touched: false, connection: None, lost: None };
+            let generation = self.first_generation;
+            let fresh = Slot { generation, queued: false, touched: false, connection: None, lost: None };
             self.slots.push(fresh);
         }
         self.slots[slot].connection = Some(connection);
@@ -220,12 +243,15 @@ impl<C: Sender> Peers<C> {
 }
 
 /// Draws names for announced bodies: the slot, and above it a count.
-#[derive(Default)]
 pub(crate) struct ArrivalIds {
     count: u64,
 }
 
 impl ArrivalIds {
+    pub(crate) fn new(tag: Tag) -> Self {
+        Self { count: tag.above_slot() }
+    }
+
     pub(crate) fn draw(&mut self, peer: Peer) -> Arrival {
         self.count += 1;
         Arrival(self.count << SLOT_BITS | peer.0 & SLOT_MASK)

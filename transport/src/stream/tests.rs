@@ -56,7 +56,7 @@ fn receiver(place_from: Option<usize>, body_bytes_max: u32) -> Receiver {
 fn received(bytes: &[u8], cuts: &[usize], receiver: &mut Receiver) -> Result<Vec<Frame>, Violation> {
     let mut staging = Staging::new(0, 1 << 20);
     let mut memory = crate::Arena::new(8 << 20);
-    let (mut arrivals, mut frames) = (ArrivalIds::default(), Vec::new());
+    let (mut arrivals, mut frames) = (ArrivalIds::new(Tag::default()), Vec::new());
     let (mut left, mut cuts) = (bytes, cuts.iter().cycle());
     let mut announced = Vec::new();
     loop {

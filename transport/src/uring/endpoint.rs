@@ -7,12 +7,11 @@
 #![allow(unsafe_code, reason = "entries name memory that must stay until they complete")]
 
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
@@ -25,11 +24,10 @@ use crate::caps::Capabilities;
 use crate::endpoint::{Arrival, Batch, Event, Events, Peer};
 use crate::error::{AdoptError, AttachError, Full, LostReason, Violation};
 use crate::link::{Kind, Link, Tcp};
-use crate::primitive::DescriptorArc as Arc;
 use crate::region::{Region, SliceMut};
 use crate::stream::{
     ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, Peers, Plan,
-    QUOTA, Receiver, SendQueue, Sender, Staging, reason_of, slot_bits,
+    QUOTA, Receiver, SendQueue, Sender, Staging, Tag, reason_of, slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -76,7 +74,6 @@ pub struct Endpoint {
     ring: Ring,
     buffers: Buffers,
     hold_bytes_max: usize,
-    bell: Arc<OwnedFd>,
     waker: Waker,
     peers: Peers<Connection>,
     /// Connections that wait for memory or buffers.
@@ -334,10 +331,14 @@ impl Endpoint {
     /// # Errors
     /// [`Why`] there is no io_uring here, with the remedy.
     pub fn new(framing: Framing, options: Options) -> Result<Self, Why> {
+        let waker = Waker::with_bell().map_err(|errno| Why::of(&errno.into()))?;
+        Self::beside(framing, options, waker, Tag::default())
+    }
+
+    /// One of several endpoints of a thread, all woken by `waker`, whose peers are told apart by `tag`.
+    pub(crate) fn beside(framing: Framing, options: Options, waker: Waker, tag: Tag) -> Result<Self, Why> {
         let ring = Ring::new(options.one_thread)?;
         let buffers = Buffers::new(&ring, options.buffer_count, options.buffer_bytes)?;
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let bell = Arc::new(bell.map_err(|errno| Why::of(&errno.into()))?);
         let limits = options.limits;
         let overflow = Arena::new(buffers.count() * buffers.buffer_bytes());
         Ok(Self {
@@ -346,13 +347,12 @@ impl Endpoint {
             ring,
             hold_bytes_max: buffers.count() * buffers.buffer_bytes() / 4,
             buffers,
-            waker: Waker::with_bell(Arc::clone(&bell)),
-            bell,
-            peers: Peers::new(limits.peers_max),
+            waker,
+            peers: Peers::new(limits.peers_max, tag),
             starved: Vec::new(),
             staging: Staging::new(limits.receive_bytes, limits.body_bytes_max),
             overflow,
-            arrivals: ArrivalIds::default(),
+            arrivals: ArrivalIds::new(tag),
             lingering: Lingering::default(),
             bell_polled: false,
         })
@@ -363,16 +363,19 @@ impl Endpoint {
         if self.ring.enable() {
             self.buffers.refill();
         }
-        if !self.bell_polled {
+        if !self.bell_polled
+            && let Some(bell) = self.waker.bell()
+        {
             let flags = u32::try_from(libc::POLLIN).unwrap_or(0);
-            let entry = opcode::PollAdd::new(Fd(self.bell.as_raw_fd()), flags).multi(true).build();
-            // SAFETY: it names no memory, and the bell is kept until the ring's end.
+            let entry = opcode::PollAdd::new(Fd(bell.as_raw_fd()), flags).multi(true).build();
+            // SAFETY: it names no memory, and the waker keeps the bell until the ring's end.
             self.bell_polled = unsafe { self.ring.push(&entry.user_data(BELL)) };
         }
     }
 
-    /// Takes the completions that are there.
-    fn collect(&mut self) {
+    /// Takes the completions that are there. Says whether bytes have moved.
+    fn collect(&mut self) -> bool {
+        let mut moved = false;
         while let Some(entry) = self.ring.next() {
             let slot = slot_bits(entry.user_data());
             match entry.user_data() & KIND {
@@ -393,8 +396,10 @@ impl Endpoint {
                 }
                 _ => continue,
             }
+            moved = true;
             self.peers.enqueue(slot);
         }
+        moved
     }
 
     /// Reports what one peer has, and queues what the kernel is to do for it.
@@ -561,7 +566,7 @@ impl crate::endpoint::Endpoint for Endpoint {
     fn poll(&mut self, events: &mut Events) {
         self.begin();
         self.ring.advance();
-        self.collect();
+        events.moved |= self.collect();
         self.buffers.refill();
         self.lingering.poll();
         // A body that holds buffers may find memory of its own, so all are visited even if no buffer came back.

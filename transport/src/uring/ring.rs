@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use io_uring::types::{SubmitArgs, Timespec};
@@ -224,6 +225,20 @@ impl SleepingRing {
             None => SubmitArgs::new(),
         };
         let _ = self.0.submitter().submit_with_args(1, &arguments);
+    }
+}
+
+impl SleepingRing {
+    /// Submits what is queued, for a sleep on the descriptor. Every error is a reason to look again.
+    pub(crate) fn submit(&self) {
+        let _ = self.0.submit();
+    }
+}
+
+impl AsFd for SleepingRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring keeps its descriptor open for as long as it lives, which the borrow does not outlast.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 }
 

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 
 use crate::id::{Lane, SegmentId};
 use crate::key::KeyRange;
+use crate::limits::Limits;
 use crate::server::segment::ParkedPull;
 use crate::time::Stamp;
 use crate::wire::{Header, Kind, Refusal};
@@ -33,8 +34,9 @@ pub(super) struct ServerLink {
     pub(super) room: u16,
     /// Pulls held: parked, admitted, or being sent.
     pub(super) pulls_held: u16,
-    /// Replies whose sends have not ended.
-    pub(super) replies_out: u16,
+    /// Bytes of each reply whose send has not ended, in the order in which they end, and their sum.
+    replies_out: VecDeque<u32>,
+    reply_bytes_out: u64,
     /// Bytes of push payload held.
     pub(super) push_bytes_held: u64,
     /// Bytes of push payload let go so far, and how much of that the peer was told.
@@ -60,7 +62,8 @@ impl ServerLink {
         Self {
             room,
             pulls_held: 0,
-            replies_out: 0,
+            replies_out: VecDeque::new(),
+            reply_bytes_out: 0,
             push_bytes_held: 0,
             released: 0,
             released_told: 0,
@@ -82,7 +85,7 @@ impl ServerLink {
              {} resumes, {} rows, {} replies; listed {}, waits {}",
             self.room,
             self.pulls_held,
-            self.replies_out,
+            self.replies_out.len(),
             self.push_bytes_held,
             self.released_told,
             self.released,
@@ -94,6 +97,24 @@ impl ServerLink {
             self.listed,
             self.waits
         )
+    }
+
+    //= protocol.md B5
+    /// Whether a reply of so many bytes may be gathered beside those that are out.
+    pub(super) fn may_reply(&self, bytes: u32, limits: &Limits) -> bool {
+        let within = self.reply_bytes_out + u64::from(bytes) <= u64::from(limits.reply_bytes_per_link);
+        self.replies_out.len() < usize::from(limits.replies_per_link)
+            && (within || self.replies_out.is_empty())
+    }
+
+    pub(super) fn replied(&mut self, bytes: u32) {
+        self.replies_out.push_back(bytes);
+        self.reply_bytes_out += u64::from(bytes);
+    }
+
+    /// The oldest reply's send has ended.
+    pub(super) fn reply_ended(&mut self) {
+        self.reply_bytes_out -= self.replies_out.pop_front().map_or(0, u64::from);
     }
 
     /// Owes an answer to a push; replaces an older one to the same lane and segment.

@@ -398,7 +398,9 @@ impl<P> ServerCore<P> {
         }
         if let Some(link) = self.links.get_mut(&id) {
             link.room += 1;
-            link.replies_out -= u16::from(reply);
+            if reply {
+                link.reply_ended();
+            }
             enlist(&mut self.speakers, id, link);
         }
     }

@@ -134,7 +134,13 @@ impl<P> ServerCore<P> {
     //= protocol.md B5
     fn say_reply(&mut self, id: LinkId, link: &mut ServerLink) -> Option<(Header, SendBody)> {
         // At its own bound it waits for its own peer, not for a slice.
-        if link.ready.is_empty() || link.replies_out >= self.limits.replies_per_link {
+        let pull = link.ready.front()?;
+        // Pulls of a segment that left were turned away when it did, so it is here.
+        let segment = self.segments.get_mut(&pull.header.segment)?;
+        // A pull's range fits a frame: it was checked when it came.
+        let bytes =
+            u32::try_from(pull.header.range.len()).unwrap_or(u32::MAX).saturating_mul(segment.value_bytes);
+        if !link.may_reply(bytes, &self.limits) {
             return None;
         }
         if self.replies_in_flight >= self.limits.replies_per_shard {
@@ -145,15 +151,10 @@ impl<P> ServerCore<P> {
             return None;
         }
         let pull = link.ready.pop_front()?;
-        // Pulls of a segment that left were turned away when it did, so it is here.
-        let segment = self.segments.get_mut(&pull.header.segment)?;
         link.pulls_held -= 1;
-        link.replies_out += 1;
+        link.replied(bytes);
         self.replies_in_flight += 1;
         self.counters.pulls += 1;
-        // A pull's range fits a frame: it was checked when it came.
-        let bytes =
-            u32::try_from(pull.header.range.len()).unwrap_or(u32::MAX).saturating_mul(segment.value_bytes);
         let header = Header {
             lane: pull.header.lane,
             segment: pull.header.segment,

@@ -127,6 +127,21 @@ fn a_peer_that_does_not_read_holds_its_own_share_of_the_slices_only() {
     assert_eq!(answered(&shard.tell(Input::Sent { link: LINK, reply: true })), [LINK]);
 }
 
+//= protocol.md B5
+//= type=test
+#[test]
+fn replies_that_are_large_together_are_gathered_one_after_the_other() {
+    let limits = Limits { reply_bytes_per_link: 1, ..Limits::standard() };
+    let mut shard = shard_with(limits, false);
+    shard.sends_complete = false;
+    // Expect: one goes alone, however large it is, and the next when its send has ended.
+    assert_eq!(replies(&shard.pull(pull(0, at(1), 0..10), 0, &[])).len(), 1);
+    assert_eq!(replies(&shard.pull(pull(0, at(2), 0..10), 0, &[])).len(), 0);
+    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: false })).len(), 0);
+    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: true })).len(), 1);
+    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: true })).len(), 0);
+}
+
 #[test]
 fn a_lost_connection_does_not_keep_its_turn_at_the_slices() {
     let mut shard = shard_with(Limits { replies_per_shard: 1, ..Limits::standard() }, false);
