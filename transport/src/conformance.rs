@@ -68,6 +68,7 @@ where
 {
     wakes_a_sleeper(make());
     rings_a_sleeper(make());
+    sleeps_again_after_a_ring(make());
 }
 
 /// An endpoint and all it has reported.
@@ -740,4 +741,41 @@ where
             answered.store(round, Ordering::Relaxed);
         }
     });
+}
+
+/// A ring wakes once: who finds nothing to do sleeps again, with and without peers.
+pub fn sleeps_again_after_a_ring<F: Fixture>(mut fixture: F)
+where
+    F::Endpoint: Send,
+{
+    let alone = Side::new(fixture.endpoint(None));
+    let Two { left, right, .. } = Two::new(fixture);
+    for mut sleeper in [alone, left, right] {
+        sleeper.endpoint.waker().ring();
+        let clock = Clock::new();
+        let mut looks = 0_u32;
+        let look = |_: &mut Side<_>| {
+            looks += 1;
+            false
+        };
+        let ended = Loop::new(clock, 2).with_spin_ns(0).run(&mut sleeper, look, Some(50_000_000));
+        assert_eq!(ended, Ended::Deadline);
+        // Sleeps of a millisecond would be 100 looks; one that never sleeps looks tens of thousands of times.
+        assert!(looks < 1_000, "looked {looks} times in 50 ms");
+        // Rung while it sleeps.
+        let waker = sleeper.endpoint.waker();
+        looks = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                waker.ring();
+            });
+            let look = |_: &mut Side<_>| {
+                looks += 1;
+                false
+            };
+            Loop::new(Clock::new(), 2).with_spin_ns(0).run(&mut sleeper, look, Some(50_000_000));
+        });
+        assert!(looks < 1_000, "looked {looks} times in 50 ms after a ring");
+    }
 }

@@ -227,7 +227,8 @@ impl Both {
         for uring in [self.uring_first, !self.uring_first] {
             match uring {
                 true if self.uring_used => self.uring.poll(events),
-                false if self.socket_used => self.socket.poll(events),
+                // Without links as well, because it hears the bell then.
+                false if self.socket_used || !self.uring_used => self.socket.poll(events),
                 _ => {}
             }
         }
