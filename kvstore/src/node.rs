@@ -83,6 +83,8 @@ pub struct Node<E: Endpoint, O: Observe = ()> {
     core: ServerCore<Body>,
     store: Store,
     arena: Arena,
+    /// The head that is being written; kept so that it need not be zeroed.
+    head: [u8; wire::HEAD_BYTES_MAX],
     batch: Batch,
     events: Events,
     links: BTreeMap<LinkId, (Peer, u64)>,
@@ -103,6 +105,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             core: ServerCore::new(options.shard, options.job, options.limits),
             store: Store::new(),
             arena: Arena::new(options.send_bytes_max).moving(),
+            head: [0; wire::HEAD_BYTES_MAX],
             batch: Batch::with_capacity(EVENTS_MAX),
             events: Events::with_limit(EVENTS_MAX),
             links: BTreeMap::new(),
@@ -283,9 +286,8 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             }
             return self.endpoint.close(peer);
         };
-        let mut bytes = [0; wire::HEAD_BYTES_MAX];
-        let head_len = wire::encode(header, extension, number, &mut bytes);
-        if let Some(head) = Head::new(&bytes[..head_len]) {
+        let head_len = wire::encode(header, extension, number, &mut self.head);
+        if let Some(head) = Head::new(&self.head[..head_len]) {
             self.batch.send(peer, Token(link.0 << 1 | u64::from(reply)), &head, Body::from(slice.freeze()));
         }
     }

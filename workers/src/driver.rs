@@ -87,6 +87,8 @@ pub struct Driver<E: Endpoint, D: Dialer> {
     arena: Arena,
     /// Bodies of control frames; apart, so that pushes that wait for an answer never keep a frame from being sent.
     control: Arena,
+    /// The head that is being written; kept so that it need not be zeroed.
+    head: [u8; wire::HEAD_BYTES_MAX],
     batch: Batch,
     /// Tasks issued and their bytes since the last post.
     issued: usize,
@@ -115,6 +117,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             core: ClientCore::new(job, limits),
             arena: Arena::new(memory_bytes_max).moving(),
             control: Arena::new(CONTROL_MEMORY_BYTES),
+            head: [0; wire::HEAD_BYTES_MAX],
             batch: Batch::with_capacity(EVENTS_MAX),
             issued: 0,
             issued_bytes: 0,
@@ -330,6 +333,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         let Some(&(peer, number)) = self.links.get(&link) else { return };
         let body = match body {
             SendBody::Empty => Body::empty(),
+            SendBody::Values { payload, bytes } if bytes.len() == payload.len() => payload,
             SendBody::Values { payload, bytes } => payload.cut(bytes),
             SendBody::Control => {
                 let control = self.core.control();
@@ -341,9 +345,8 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
                 Body::from(slice.freeze())
             }
         };
-        let mut bytes = [0; wire::HEAD_BYTES_MAX];
-        let head_len = wire::encode(header, extension, number, &mut bytes);
-        if let Some(head) = Head::new(&bytes[..head_len]) {
+        let head_len = wire::encode(header, extension, number, &mut self.head);
+        if let Some(head) = Head::new(&self.head[..head_len]) {
             self.batch.send(peer, Token(link.0), &head, body);
         }
     }

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg, sockopt};
 
 use crate::caps::Capabilities;
 use crate::endpoint::{Arrival, Batch, Event, Events, Peer};
@@ -132,9 +132,15 @@ impl Connection {
     fn read(&mut self) -> Result<usize, LostReason> {
         let (rest, area) = self.receiver.room();
         let asked = rest.len() + area.len();
-        let mut vector = [IoSliceMut::new(rest), IoSliceMut::new(area)];
-        // An empty first entry is legal.
-        match rustix::io::readv(&self.stream, &mut vector) {
+        // Mostly there is one place only, and a plain call is the shorter way.
+        let outcome = match (rest.is_empty(), area.is_empty()) {
+            (false, false) => {
+                rustix::io::readv(&self.stream, &mut [IoSliceMut::new(rest), IoSliceMut::new(area)])
+            }
+            (false, true) => recv(&self.stream, rest, RecvFlags::DONTWAIT).map(|(count, _)| count),
+            _ => recv(&self.stream, area, RecvFlags::DONTWAIT).map(|(count, _)| count),
+        };
+        match outcome {
             Ok(0) if self.receiver.is_between() => Err(LostReason::ClosedByPeer),
             Ok(0) => Err(LostReason::Broken),
             Ok(count) => {
@@ -184,6 +190,10 @@ impl Connection {
 
 /// One call for what was planned.
 fn send(stream: &TcpStream, queue: &SendQueue, plan: &Plan) -> Result<usize, Errno> {
+    if let [part] = &*plan.parts {
+        let bytes = queue.bytes(&plan.copied, part);
+        return rustix::net::send(stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
     let mut vector = [IoSlice::new(&[]); PARTS_MAX];
     for (entry, part) in vector.iter_mut().zip(&plan.parts) {
         *entry = IoSlice::new(queue.bytes(&plan.copied, part));

@@ -66,13 +66,15 @@ impl<P: Clone> ClientCore<P> {
         //= protocol.md B6
         // A round holds credit at its shards until it is applied, and is not applied before all of it has come: what this
         // client pushes in one round must fit what one connection is granted.
-        let round = self.lanes.get(&lane).map_or(0, |state| state.round);
         let mut held: BTreeMap<ShardId, u64> = BTreeMap::new();
-        for (segment, values) in spec.cut(table, range).filter(|_| spec.aggregation == Aggregation::Round) {
-            if let Some(shard) = self.map.owner(segment) {
-                *held.entry(shard).or_insert(0) += values.len().saturating_mul(key_bytes);
+        if spec.aggregation == Aggregation::Round {
+            for (segment, values) in spec.cut(table, range) {
+                if let Some(shard) = self.map.owner(segment) {
+                    *held.entry(shard).or_insert(0) += values.len().saturating_mul(key_bytes);
+                }
             }
         }
+        let round = self.lanes.get(&lane).map_or(0, |state| state.round);
         for (&shard, &new) in &held {
             let of_round = (round, shard, Lane(0))..=(round, shard, Lane(u32::MAX));
             let bytes = new + self.round_bytes.range(of_round).map(|(_, bytes)| bytes).sum::<u64>();
@@ -101,7 +103,7 @@ impl<P: Clone> ClientCore<P> {
         let left = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let task = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
         self.unacknowledged_bytes += bytes;
-        for (shard, bytes) in held {
+        for (&shard, &bytes) in &held {
             *self.round_bytes.entry((round, shard, lane)).or_insert(0) += bytes;
         }
         let floor = task.stamp.incarnation().floor();

@@ -66,6 +66,7 @@ impl<P: Clone> ClientCore<P> {
     }
 
     /// A push's frame or a pull, in turn.
+    #[inline]
     fn say_data(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
         let link = self.links.get_mut(&shard)?;
         let (pushes, pulls) = (link.has_flows(), !link.pieces.is_empty());
@@ -168,6 +169,7 @@ impl<P: Clone> ClientCore<P> {
         Some((header, Extension::default(), SendBody::Empty))
     }
 
+    #[inline]
     fn say_push(&mut self, shard: ShardId) -> Option<Said<P>> {
         loop {
             let link = self.links.get_mut(&shard)?;
