@@ -252,6 +252,12 @@ impl Loop {
         Self { spin_ns, ..self }
     }
 
+    /// The same, or one that never sleeps when the thread has a processor to burn (`busy_poll`).
+    #[must_use]
+    pub fn busy(self, busy_poll: bool) -> Self {
+        if busy_poll { self.with_spin_ns(u64::MAX) } else { self }
+    }
+
     /// The clock that turns are given.
     #[must_use]
     pub fn clock(&self) -> Clock {

@@ -63,13 +63,15 @@ pub struct Options {
     /// Threads that may spin at once on this host, this process's and others'; where they outnumber the processors, nobody
     /// spins.
     pub busy_threads: usize,
+    /// Whether whoever waits spins for ever instead, on a processor of its own.
+    pub busy_poll: bool,
     /// How long joining may take, and how long a table may wait for servers.
     pub deadline: Duration,
 }
 
 impl Default for Options {
     /// The one worker of a job with one part, at [`SCHEDULER`]; sequential; [`Limits::standard`]; 1 GiB, four times the pushes
-    /// that these let it keep; one thread that spins; [`DEADLINE`].
+    /// that these let it keep; one thread that spins, for a while; [`DEADLINE`].
     fn default() -> Self {
         Self {
             scheduler: SCHEDULER.into(),
@@ -80,6 +82,7 @@ impl Default for Options {
             limits: Limits::standard(),
             memory_bytes_max: 1 << 30,
             busy_threads: 1,
+            busy_poll: false,
             deadline: DEADLINE,
         }
     }
@@ -181,7 +184,7 @@ pub fn connect<E: Endpoint + Send + 'static>(
     thread::Builder::new().name("rangefold-alive".into()).spawn(sign).map_err(ConnectError::Thread)?;
     let dialer = TcpDialer::new(endpoint.waker());
     let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
-    let turns = Loop::new(Clock::new(), options.busy_threads);
+    let turns = Loop::new(Clock::new(), options.busy_threads).busy(options.busy_poll);
     let held = Held { line, progress, due, patience: options.deadline, stream: ending };
     Client::new(driver, news, Arc::new(held), turns, options.tau).map_err(ConnectError::Thread)
 }
