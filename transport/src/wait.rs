@@ -230,7 +230,7 @@ pub enum Ended {
     Deadline,
 }
 
-/// The loop of a thread that drives one shell.
+/// The loop of a thread that drives one shell. Shown, it says how it waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Loop {
     spin_ns: u64,
@@ -319,6 +319,16 @@ impl Loop {
             if done {
                 return Ended::Until;
             }
+        }
+    }
+}
+
+impl fmt::Display for Loop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.spin_ns {
+            0 => f.write_str("sleeps at once"),
+            u64::MAX => f.write_str("spins for ever"),
+            ns => write!(f, "spins {} us, then sleeps", ns / 1_000),
         }
     }
 }
