@@ -98,6 +98,7 @@ impl Bench<auto::Endpoint, remote::TcpDialer> {
             number: None,
             cores: cores::other(),
             busy_threads: 2,
+            busy_poll: false,
             limits: Limits::standard(),
             deadline: DEADLINE,
         };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use rangefold_transport::wait::{Clock, Loop};
+use rangefold_transport::wait::Loop;
 use rangefold_transport::{Endpoint, Shell, Turn, Waker};
 
 use crate::node::{Command, Node, NodeOptions};
@@ -77,24 +77,20 @@ impl<E: Endpoint> Shell for Shard<E> {
     }
 }
 
-/// Starts a shard thread. `busy_threads` of the process may spin at once; `pin` runs first on the new thread and
-/// may bind it to a processor.
+/// Starts a shard thread that waits as `turns` says; `pin` runs first on the new thread and may bind it to a processor.
 ///
 /// # Errors
 /// When the system gives no thread.
 pub fn spawn<E: Endpoint + Send + 'static>(
     endpoint: E,
     options: NodeOptions,
-    clock: Clock,
-    busy_threads: usize,
+    mut turns: Loop,
     pin: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<(ShardHandle, JoinHandle<()>)> {
     let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
     let stop = Arc::new(AtomicBool::new(false));
     let handle = ShardHandle { commands: sender, waker: endpoint.waker(), stop: Arc::clone(&stop) };
     let name = format!("rangefold-{}.{}", options.shard.server.0, options.shard.shard);
-    // Before the thread is bound: one that may use a single processor is taken for one that must not spin.
-    let mut turns = Loop::new(clock, busy_threads);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         pin();
         let mut shard = Shard { node: Node::new(endpoint, options, ()), commands };

@@ -166,6 +166,19 @@ fn a_passed_deadline_says_what_was_waited_for() {
 }
 
 #[test]
+fn a_push_whose_wait_ended_too_soon_may_be_waited_for_again() {
+    let (_cluster, client) = one();
+    let table = rounds(&client, "t", 8);
+    // Applied at the end of the round.
+    let mut kept = table.push(0..8, &[1.0; 8]).unwrap();
+    assert!(matches!(kept.wait_once(SHORT), Err(Error::Deadline { .. })));
+    client.advance(LONG).unwrap();
+    kept.wait_once(LONG).unwrap();
+    kept.wait_once(SHORT).unwrap();
+    assert_eq!(pull(&table, 0..8), [1.0; 8]);
+}
+
+#[test]
 fn a_dropped_push_goes_on_and_a_dropped_pull_is_given_up() {
     let (_cluster, clients) = workers(2, Some(0));
     let table = sums(&clients[0], "t", 8);

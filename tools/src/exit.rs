@@ -6,10 +6,12 @@ use crate::say;
 
 /// What `--help` says of them.
 pub(crate) const HELP: &str = "\
-Exit status: 0 success; 1 the goal was not reached (gap, passes), a run failed, or its result could not be
-written; 2 wrong usage; 130 `train` or `launch` was interrupted before its end, whatever came of it. `launch`
-ends with the worst status of its workers (128 and the signal for one that was killed). `scheduler` and
-`server` run until they are told to stop, by an interrupt too, and end with 0 then.";
+Exit status: 0 success; 1 the goal was not reached (gap, passes, a bound of `perf`), a run failed, data were
+wrong, or a result could not be written; 2 wrong usage; of `perf` also 3 the transport or the operation cannot
+be had here, 4 the peer cannot be reached, was lost, or did not answer in time; 130 `train`, `launch` or `perf`
+was interrupted before its end, whatever came of it. `launch` ends with the worst status of its workers (128 and
+the signal for one that was killed). `scheduler`, `server` and `perf server` run until they are told to stop, by
+an interrupt too, and end with 0 then.";
 
 /// How a subcommand ends, when it ends without an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +31,16 @@ pub(crate) enum Verdict {
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
+/// A transport or an operation that cannot be had here.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unavailable(pub(crate) String);
+
+/// A peer that cannot be reached, was lost, or did not answer in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Lost(pub(crate) String);
+
 /// Prints an error with its causes and turns everything into an exit status.
 pub(crate) fn report(outcome: anyhow::Result<Verdict>) -> ExitCode {
     match outcome {
@@ -38,8 +50,20 @@ pub(crate) fn report(outcome: anyhow::Result<Verdict>) -> ExitCode {
         Ok(Verdict::Exit(code)) => ExitCode::from(code),
         Err(error) => {
             print(&error);
-            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+            ExitCode::from(status(&error))
         }
+    }
+}
+
+fn status(error: &anyhow::Error) -> u8 {
+    if error.is::<Usage>() {
+        2
+    } else if error.is::<Unavailable>() {
+        3
+    } else if error.is::<Lost>() {
+        4
+    } else {
+        1
     }
 }
 

@@ -3,6 +3,7 @@
 mod exit;
 mod info;
 mod launch;
+mod perf;
 mod say;
 mod scheduler;
 mod server;
@@ -29,6 +30,7 @@ enum Command {
     Launch(launch::Arguments),
     /// Show what this machine offers, what would be used, and why not the rest.
     Info(info::Arguments),
+    Perf(Box<perf::Arguments>),
     /// Run the scheduler of a cluster.
     Scheduler(scheduler::Arguments),
     /// Run a server of a cluster.
@@ -48,6 +50,7 @@ fn main() -> std::process::ExitCode {
     let outcome = match arguments.command {
         Command::Train(Train::Lr(arguments)) => train::run(&arguments, &given),
         Command::Info(arguments) => info::run(&arguments),
+        Command::Perf(arguments) => perf::run(&arguments),
         Command::Launch(arguments) => launch::run(&arguments),
         Command::Scheduler(arguments) => scheduler::run(&arguments),
         Command::Server(arguments) => server::run(&arguments, &given),

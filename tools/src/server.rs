@@ -64,6 +64,7 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
         number: arguments.number,
         cores: usage::cores(&arguments.cores, given.origin("cores", "--cores", pinning::VARIABLE))?,
         busy_threads: arguments.busy_threads,
+        busy_poll: false,
         limits: Limits::standard(),
         deadline: Duration::from_secs(arguments.deadline),
     };

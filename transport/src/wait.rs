@@ -260,7 +260,7 @@ pub enum Ended {
     Deadline,
 }
 
-/// The loop of a thread that drives one shell.
+/// The loop of a thread that drives one shell. Shown, it says how it waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Loop {
     spin_ns: u64,
@@ -280,6 +280,12 @@ impl Loop {
     #[must_use]
     pub fn with_spin_ns(self, spin_ns: u64) -> Self {
         Self { spin_ns, ..self }
+    }
+
+    /// The same, or one that never sleeps when the thread has a processor to burn (`busy_poll`).
+    #[must_use]
+    pub fn busy(self, busy_poll: bool) -> Self {
+        if busy_poll { self.with_spin_ns(u64::MAX) } else { self }
     }
 
     /// The clock that turns are given.
@@ -343,6 +349,16 @@ impl Loop {
             if done {
                 return Ended::Until;
             }
+        }
+    }
+}
+
+impl fmt::Display for Loop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.spin_ns {
+            0 => f.write_str("sleeps at once"),
+            u64::MAX => f.write_str("spins for ever"),
+            ns => write!(f, "spins {} us, then sleeps", ns / 1_000),
         }
     }
 }

@@ -51,6 +51,9 @@ pub struct Options {
     /// Processors for the shard threads, in order; shards beyond them are not pinned. None: two processes that
     /// know nothing of each other would pin to the same.
     pub cores: Vec<usize>,
+    /// Whether shard threads, and whoever waits on a client, spin for ever instead of sleeping after a while. No: that takes
+    /// a processor for each.
+    pub busy_poll: bool,
     /// Capacities. [`Limits::standard`], where each has its reason.
     pub limits: Limits,
     /// Bytes of one worker's pushes and pulls under way. 1 GiB: four times the pushes that the limits let it keep,
@@ -68,6 +71,7 @@ impl Default for Options {
             parts: 1,
             tau: Some(0),
             cores: Vec::new(),
+            busy_poll: false,
             limits: Limits::standard(),
             worker_bytes_max: 1 << 30,
         }
@@ -96,8 +100,7 @@ pub struct Cluster {
 
 struct Shared {
     options: Options,
-    clock: Clock,
-    busy_threads: usize,
+    turns: Loop,
     shards: BTreeMap<ShardId, ShardHandle>,
     next_connection: AtomicU64,
     coordinator: Coordinator,
@@ -135,12 +138,13 @@ impl Cluster {
         check(&options)?;
         let clock = Clock::new();
         let busy_threads = options.servers as usize * usize::from(options.shards) + options.workers as usize;
+        let turns = Loop::new(clock, busy_threads).busy(options.busy_poll);
         let coordinator = Coordinator::new(clock, options.servers);
         let (mut handles, mut servers) = (BTreeMap::new(), Vec::new());
         let mut cores = options.cores.as_slice();
         for server in (0..options.servers).map(ServerId) {
             let limits = options.limits;
-            let plan = Plan { server, shards: options.shards, job: JOB, limits, clock, busy_threads, cores };
+            let plan = Plan { server, shards: options.shards, job: JOB, limits, turns, cores };
             cores = cores.get(usize::from(options.shards)..).unwrap_or_default();
             let shards = Shards::start(&plan, || Ok::<_, std::io::Error>(memory::Endpoint::new()))?;
             for (shard, handle) in (0..).zip(shards.handles()) {
@@ -152,7 +156,7 @@ impl Cluster {
             coordinator.join_server("memory".into(), options.shards, 0, None, listener)?;
         }
         let next_connection = AtomicU64::new(1);
-        let shared = Shared { options, clock, busy_threads, shards: handles, next_connection, coordinator };
+        let shared = Shared { options, turns, shards: handles, next_connection, coordinator };
         Ok(Self { shared: Arc::new(shared), servers })
     }
 
@@ -173,8 +177,7 @@ impl Cluster {
         let dialer = MemoryDialer { shared: Arc::clone(shared), dialed: VecDeque::new() };
         let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.worker_bytes_max);
         let control: Arc<dyn Control> = Arc::new(Place { shared: Arc::clone(shared), worker });
-        let turns = Loop::new(shared.clock, shared.busy_threads);
-        let client = Client::new(driver, events, control, turns, options.tau);
+        let client = Client::new(driver, events, control, shared.turns, options.tau);
         client.spawn_progress()?;
         Ok(client)
     }

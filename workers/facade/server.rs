@@ -15,7 +15,7 @@ use rangefold_transport::Endpoint;
 use rangefold_transport::bootstrap::{
     Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose,
 };
-use rangefold_transport::wait::Clock;
+use rangefold_transport::wait::{Clock, Loop};
 use rangefold_workers::control_stream::{FromScheduler, ToScheduler, read, write};
 use rangefold_workers::coordinator::News;
 use rangefold_workers::remote::{JOB, dial_control};
@@ -45,6 +45,8 @@ pub struct Options {
     /// Threads that may spin at once on this host, this process's and others'; shards do not spin when they outnumber the
     /// processors.
     pub busy_threads: usize,
+    /// Whether the shard threads spin for ever instead, each with a processor to itself.
+    pub busy_poll: bool,
     /// Capacities.
     pub limits: Limits,
     /// How long joining may take.
@@ -125,13 +127,13 @@ impl Server {
             _ => return Err(ServeError::Refused("it answered another question".into())),
         };
         control.set_read_timeout(None).map_err(ServeError::Stream)?;
+        let busy_threads = options.busy_threads.max(usize::from(options.shards));
         let plan = Plan {
             server,
             shards: options.shards,
             job: JOB,
             limits: options.limits,
-            clock: Clock::new(),
-            busy_threads: options.busy_threads.max(usize::from(options.shards)),
+            turns: Loop::new(Clock::new(), busy_threads).busy(options.busy_poll),
             cores: &options.cores,
         };
         let shards = Shards::start(&plan, || endpoint().map_err(ServeError::Transport))?;

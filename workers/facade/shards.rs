@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use rangefold_kvstore::{Command, NodeOptions, ShardHandle};
 use rangefold_proto::{JobId, Limits, ServerId, ShardId};
 use rangefold_transport::Endpoint;
-use rangefold_transport::wait::Clock;
+use rangefold_transport::wait::Loop;
 use rangefold_workers::coordinator::News;
 
 use crate::pinning;
@@ -21,9 +21,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) shards: u16,
     pub(crate) job: JobId,
     pub(crate) limits: Limits,
-    pub(crate) clock: Clock,
-    /// Threads that may spin at once on this host.
-    pub(crate) busy_threads: usize,
+    /// How the threads wait. Made before any is bound: one that may use a single processor is taken for one that must not spin.
+    pub(crate) turns: Loop,
     /// Processors for the threads, in order; those beyond them are not pinned.
     pub(crate) cores: &'a [usize],
 }
@@ -50,8 +49,7 @@ impl Shards {
                 // A thread that stays where it was is slower, and no worse.
                 let _ = core.map(pinning::pin);
             };
-            let (handle, thread) =
-                rangefold_kvstore::spawn(endpoint()?, node, plan.clock, plan.busy_threads, pin)?;
+            let (handle, thread) = rangefold_kvstore::spawn(endpoint()?, node, plan.turns, pin)?;
             started.handles.push(handle);
             started.threads.push(thread);
         }

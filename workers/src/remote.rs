@@ -63,6 +63,8 @@ pub struct Options {
     /// Threads that may spin at once on this host, this process's and others'; where they outnumber the processors, nobody
     /// spins.
     pub busy_threads: usize,
+    /// Whether whoever waits spins for ever instead, on a processor of its own.
+    pub busy_poll: bool,
     /// The program promises to use the client from one thread, the one that uses it first; another one panics. There is no
     /// progress thread then: what is under way moves while the program is in a call of the client, and only then.
     pub one_thread: bool,
@@ -72,7 +74,7 @@ pub struct Options {
 
 impl Default for Options {
     /// The one worker of a job with one part, at [`SCHEDULER`]; sequential; [`Limits::standard`]; 1 GiB, four times the pushes
-    /// that these let it keep; one thread that spins; any thread may use the client; [`DEADLINE`].
+    /// that these let it keep; one thread that spins, for a while; any thread may use the client; [`DEADLINE`].
     fn default() -> Self {
         Self {
             scheduler: SCHEDULER.into(),
@@ -83,6 +85,7 @@ impl Default for Options {
             limits: Limits::standard(),
             memory_bytes_max: 1 << 30,
             busy_threads: 1,
+            busy_poll: false,
             one_thread: false,
             deadline: DEADLINE,
         }
@@ -185,7 +188,7 @@ pub fn connect<E: Endpoint + Send + 'static>(
     thread::Builder::new().name("rangefold-alive".into()).spawn(sign).map_err(ConnectError::Thread)?;
     let dialer = TcpDialer::new(endpoint.waker());
     let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
-    let turns = Loop::new(Clock::new(), options.busy_threads);
+    let turns = Loop::new(Clock::new(), options.busy_threads).busy(options.busy_poll);
     let held = Held { line, progress, due, patience: options.deadline, stream: ending };
     let client = Client::new(driver, news, Arc::new(held), turns, options.tau);
     if !options.one_thread {

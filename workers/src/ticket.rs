@@ -73,13 +73,20 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Ticket<E, D> {
     /// # Errors
     /// [`Error::Task`]; [`Error::Deadline`] and [`Error::LanesChanged`], and the push goes on; [`Error::Stopped`].
     pub fn wait(mut self, deadline: Duration) -> Result<(), Error> {
-        let Some(task) = self.task.take() else { return Ok(()) };
+        self.wait_once(deadline)
+    }
+
+    /// The same; after an error that is not the task's own it may be waited for again. A push that has been waited for to its
+    /// end has ended for ever.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn wait_once(&mut self, deadline: Duration) -> Result<(), Error> {
+        let Some(task) = self.task else { return Ok(()) };
         let ended =
-            self.client.wait("waiting for a push", deadline, |session| session.driver.take_ended(task));
-        if ended.is_err() {
-            self.task = Some(task);
-        }
-        Ok(ended?.outcome?)
+            self.client.wait("waiting for a push", deadline, |session| session.driver.take_ended(task))?;
+        self.task = None;
+        Ok(ended.outcome?)
     }
 
     /// Calls back when the push has ended, and how: with [`Error::Task`], or [`Error::Stopped`] when its cluster has. It runs on

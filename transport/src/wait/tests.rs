@@ -122,6 +122,18 @@ fn a_loop_without_enough_cores_does_not_spin() {
 
 #[test]
 #[cfg_attr(miri, ignore = "measures time")]
+fn a_busy_loop_never_sleeps() {
+    let clock = Clock::new();
+    let mut shell = Scripted::new([]);
+    // Far longer than it would spin, and with as many busy threads as would keep it from spinning at all.
+    let ended = Loop::new(clock, usize::MAX).busy(true).run(&mut shell, |_| false, Some(20_000_000));
+    assert_eq!(ended, Ended::Deadline);
+    assert!(!shell.endpoint.waker().disarm() && shell.turn_count > 100, "{} turns", shell.turn_count);
+    assert_eq!(Loop::new(clock, usize::MAX).busy(false).spin_ns, 0);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "measures time")]
 fn a_message_ends_a_sleep() {
     let (left, right) = memory::pair(1, 4);
     let mut sleeper = Scripted::new([]);

@@ -1,0 +1,87 @@
+//! How the two sides of a measurement find each other: the only file here that calls the transport's bootstrap.
+//! Knows addresses, greetings and the names of sessions; not what is measured. Called by `server.rs`, `session.rs`, `raw/`.
+//!
+//! A measurement is a *session*: one control connection, opened first, whose end is the session's; then, on the raw transport,
+//! a data connection for each thread, which names its session in the greeting.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use rangefold_transport::Link;
+use rangefold_transport::bootstrap::{BindError, DialError, Dialed, Hello, Listener, Options, Purpose, dial};
+
+/// What tells a measurement from a cluster's job, which counts from 1.
+const JOB: u16 = u16::from_be_bytes(*b"pf");
+/// What a control connection greets with: both sides must speak the same messages.
+const GREETING: &[u8] = concat!("perf 1 ", env!("CARGO_PKG_VERSION")).as_bytes();
+
+/// What a connection that came in is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Visitor {
+    /// A new session.
+    Session,
+    /// Data of this one.
+    Data(u64),
+}
+
+/// Listens at `address`.
+pub(super) fn listen(address: &str) -> Result<Listener, BindError> {
+    Listener::bind(address, Options::default())
+}
+
+/// Opens the control connection of a new session.
+pub(super) fn open(address: &str, timeout: Duration) -> Result<TcpStream, DialError> {
+    let hello = Hello { purpose: Purpose::Control, job: JOB, greeting: GREETING.to_vec() };
+    match dial(address, &hello, Instant::now() + timeout)? {
+        Dialed::Control { stream, .. } => Ok(stream),
+        Dialed::Data { .. } => unreachable!("a hello for control is answered by a control stream"),
+    }
+}
+
+/// Opens a data connection of a session.
+pub(super) fn join(address: &str, session: u64, timeout: Duration) -> Result<Link, DialError> {
+    let hello =
+        Hello { purpose: Purpose::Data { shard: 0 }, job: JOB, greeting: session.to_le_bytes().to_vec() };
+    match dial(address, &hello, Instant::now() + timeout)? {
+        Dialed::Data { link, .. } => Ok(link),
+        Dialed::Control { .. } => unreachable!("a hello for data is answered by a link"),
+    }
+}
+
+/// What a hello asks for.
+///
+/// # Errors
+/// Why it is none of ours, for the other side's operator.
+pub(super) fn visitor(hello: &Hello) -> Result<Visitor, String> {
+    if hello.job != JOB {
+        return Err("this is `rangefold perf server`, which serves measurements and no jobs".into());
+    }
+    match hello.purpose {
+        Purpose::Control if hello.greeting == GREETING => Ok(Visitor::Session),
+        Purpose::Control => Err(format!(
+            "this `rangefold perf server` is of version {}; run the same release on both sides",
+            env!("CARGO_PKG_VERSION")
+        )),
+        Purpose::Data { .. } => {
+            let name = hello.greeting.as_slice().try_into().map(u64::from_le_bytes);
+            name.map(Visitor::Data).map_err(|_| "a data connection must name its session".into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn visitors_are_told_apart_and_strangers_are_told_why() {
+        let hello =
+            |purpose, job, greeting: &[u8]| visitor(&Hello { purpose, job, greeting: greeting.to_vec() });
+        assert_eq!(hello(Purpose::Control, JOB, GREETING), Ok(Visitor::Session));
+        assert_eq!(hello(Purpose::Data { shard: 0 }, JOB, &7_u64.to_le_bytes()), Ok(Visitor::Data(7)));
+        let refused = |purpose, job, greeting: &[u8]| hello(purpose, job, greeting).unwrap_err();
+        assert!(refused(Purpose::Control, 1, GREETING).contains("no jobs"));
+        assert!(refused(Purpose::Control, JOB, b"perf 0 0.0.1").contains("the same release"));
+        assert!(refused(Purpose::Data { shard: 0 }, JOB, b"x").contains("name its session"));
+    }
+}
