@@ -24,6 +24,8 @@ pub(crate) fn rangefold(arguments: &str) -> Command {
         "RANGEFOLD_RANK",
         "RANGEFOLD_WORLD",
         "RANGEFOLD_TRANSPORT",
+        "RANGEFOLD_SECRET",
+        "RANGEFOLD_PEER_TIMEOUT",
     ] {
         command.env_remove(name);
     }

@@ -7,6 +7,7 @@ mod say;
 mod scheduler;
 mod server;
 mod stdin;
+mod terms;
 mod train;
 mod usage;
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rangefold::remote;
-use rangefold_transport::bootstrap::{Listener, Options};
+use rangefold_transport::bootstrap::{BindError, Listener, Options};
 use rangefold_transport::wait::Clock;
 use rangefold_workers::coordinator::Coordinator;
 use rangefold_workers::scheduler::{Happening, serve};
 
 use crate::exit::{Usage, Verdict};
-use crate::{say, stdin, usage};
+use crate::{say, stdin, terms, usage};
 
 /// What the first line on standard output begins with; the address follows.
 pub(crate) const LISTENING: &str = "listening on ";
@@ -29,20 +29,20 @@ pub(crate) struct Arguments {
     /// A worker that says nothing for so many seconds is taken for dead.
     #[arg(long, value_name = "S", default_value_t = 10, allow_negative_numbers = true, value_parser = usage::seconds())]
     silence: u64,
+    #[command(flatten)]
+    terms: terms::Arguments,
     /// End when standard input closes.
     #[arg(long)]
     until_stdin_closes: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
-    let listener = Arc::new(Listener::bind(&arguments.bind, Options::default())?);
-    if !listener.address().ip().is_loopback() {
-        return Err(Usage(format!(
-            "{} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address",
-            listener.address()
-        ))
-        .into());
-    }
+    let options = Options { terms: arguments.terms.terms()?, ..Options::default() };
+    let listener = Listener::bind(&arguments.bind, options).map_err(|error| match error {
+        BindError::Exposed { .. } => anyhow::Error::new(Usage(error.to_string())),
+        error => error.into(),
+    })?;
+    let listener = Arc::new(listener);
     let coordinator = Arc::new(Coordinator::new(Clock::new(), arguments.servers));
     let end = {
         let (listener, coordinator) = (Arc::clone(&listener), Arc::clone(&coordinator));

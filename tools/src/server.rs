@@ -8,11 +8,12 @@ use rangefold::Limits;
 use rangefold::pinning;
 use rangefold::server::{Options, ServeError, Server};
 use rangefold_transport::auto::{self, Wish};
+use rangefold_transport::bootstrap::BindError;
 use rangefold_workers::remote::framing;
 
 use crate::exit::{Usage, Verdict};
 use crate::usage::{self, Given};
-use crate::{say, stdin};
+use crate::{say, stdin, terms};
 
 /// Where a scheduler listens, if nobody says otherwise.
 const SCHEDULER: &str = rangefold::remote::SCHEDULER;
@@ -49,6 +50,8 @@ pub(crate) struct Arguments {
     /// Give up joining after so many seconds.
     #[arg(long, value_name = "S", default_value_t = 30, allow_negative_numbers = true, value_parser = usage::seconds())]
     deadline: u64,
+    #[command(flatten)]
+    terms: terms::Arguments,
     /// End when standard input closes.
     #[arg(long)]
     until_stdin_closes: bool,
@@ -66,6 +69,7 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
         busy_threads: arguments.busy_threads,
         limits: Limits::standard(),
         deadline: Duration::from_secs(arguments.deadline),
+        terms: arguments.terms.terms()?,
     };
     let endpoint = auto::Options { wish: arguments.transport, framing: framing(), one_thread: true };
     let mut chosen = String::new();
@@ -75,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
         Ok(endpoint)
     });
     let server = server.map_err(|error| match error {
-        ServeError::Exposed(_) => anyhow::Error::new(Usage(error.to_string())),
+        ServeError::Bind(BindError::Exposed { .. }) => anyhow::Error::new(Usage(error.to_string())),
         error => error.into(),
     })?;
     let stopper = server.stopper();

@@ -13,7 +13,7 @@ use rangefold_proto::client::Grant;
 use rangefold_proto::{Limits, ServerId};
 use rangefold_transport::Endpoint;
 use rangefold_transport::bootstrap::{
-    Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose,
+    Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose, Terms,
 };
 use rangefold_transport::wait::Clock;
 use rangefold_workers::control_stream::{FromScheduler, ToScheduler, read, write};
@@ -49,6 +49,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long joining may take.
     pub deadline: Duration,
+    /// What the cluster's connections are held to: its secret, and how a silent peer is noticed.
+    pub terms: Terms,
 }
 
 /// Why a server does not serve.
@@ -57,11 +59,6 @@ pub enum ServeError {
     /// The address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// Others than this host could connect.
-    #[error(
-        "{0} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address"
-    )]
-    Exposed(SocketAddr),
     /// The scheduler cannot be reached.
     #[error("cannot reach the scheduler: {0}")]
     Dial(#[from] DialError),
@@ -108,12 +105,10 @@ impl Server {
         options: &Options,
         mut endpoint: impl FnMut() -> Result<E, String>,
     ) -> Result<Self, ServeError> {
-        let listener = Arc::new(Listener::bind(&options.bind, Listening::default())?);
-        if !listener.address().ip().is_loopback() {
-            return Err(ServeError::Exposed(listener.address()));
-        }
+        let listening = Listening { terms: options.terms.clone(), ..Listening::default() };
+        let listener = Arc::new(Listener::bind(&options.bind, listening)?);
         let address = options.advertise.clone().unwrap_or_else(|| listener.address().to_string());
-        let control = dial_control(&options.scheduler, options.deadline)?;
+        let control = dial_control(&options.scheduler, &options.terms, options.deadline)?;
         control.set_read_timeout(Some(options.deadline)).map_err(ServeError::Stream)?;
         control.set_write_timeout(Some(ANSWER)).map_err(ServeError::Stream)?;
         let (shards, number) = (options.shards, options.number);

@@ -134,6 +134,7 @@ fn joined(
         tau: Some(job.delay),
         busy_threads: arguments.busy_threads,
         deadline: job.deadline,
+        terms: seat.terms.clone(),
         ..remote::Options::default()
     };
     let begun = Instant::now();
