@@ -98,7 +98,7 @@ impl Bench<auto::Endpoint, remote::TcpDialer> {
             deadline: DEADLINE,
             terms: Terms::default(),
         };
-        let server = Server::start(&options, || endpoint(true).map_err(|error| error.to_string()))?;
+        let server = Server::start(&options, || endpoint(true).map_err(|error| error.to_string()), |_| {})?;
         let stopper = server.stopper();
         let shard = std::thread::spawn(move || {
             let _ = server.serve(|| {});

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rangefold_transport::wait::{Clock, Loop};
 use rangefold_transport::{Endpoint, Shell, Turn, Waker};
 
-use crate::node::{Command, Node, NodeOptions};
+use crate::node::{Command, Node, NodeOptions, Observe};
 
 /// Commands waiting for a shard, at most. Commands are rare; a caller that finds it full is told so.
 const COMMANDS_MAX: usize = 1024;
@@ -54,12 +54,12 @@ impl ShardHandle {
 }
 
 /// A node and its commands, turned together.
-struct Shard<E: Endpoint> {
-    node: Node<E>,
+struct Shard<E: Endpoint, O: Observe> {
+    node: Node<E, O>,
     commands: Receiver<Command>,
 }
 
-impl<E: Endpoint> Shell for Shard<E> {
+impl<E: Endpoint, O: Observe> Shell for Shard<E, O> {
     type Endpoint = E;
 
     fn turn(&mut self, now_ns: u64) -> Turn {
@@ -77,7 +77,7 @@ impl<E: Endpoint> Shell for Shard<E> {
     }
 }
 
-/// Starts a shard thread. `busy_threads` of the process may spin at once; `pin` runs first on the new thread and
+/// Starts a shard thread, watched by `observer` from there. `busy_threads` of the process may spin at once; `pin` runs first on the new thread and
 /// may bind it to a processor.
 ///
 /// # Errors
@@ -85,6 +85,7 @@ impl<E: Endpoint> Shell for Shard<E> {
 pub fn spawn<E: Endpoint + Send + 'static>(
     endpoint: E,
     options: NodeOptions,
+    observer: impl Observe + Send + 'static,
     clock: Clock,
     busy_threads: usize,
     pin: impl FnOnce() + Send + 'static,
@@ -97,7 +98,7 @@ pub fn spawn<E: Endpoint + Send + 'static>(
     let mut turns = Loop::new(clock, busy_threads);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         pin();
-        let mut shard = Shard { node: Node::new(endpoint, options, ()), commands };
+        let mut shard = Shard { node: Node::new(endpoint, options, observer), commands };
         // Acquire, pairs with the Release in `stop`.
         turns.run(&mut shard, |_| stop.load(Ordering::Acquire), None);
     })?;

@@ -3,6 +3,7 @@
 mod exit;
 mod info;
 mod launch;
+mod listening;
 mod say;
 mod scheduler;
 mod server;

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rangefold::remote;
-use rangefold_transport::bootstrap::{BindError, Listener, Options};
+use rangefold_transport::bootstrap::{Listener, Options};
 use rangefold_transport::wait::Clock;
 use rangefold_workers::coordinator::Coordinator;
 use rangefold_workers::scheduler::{Happening, serve};
 
-use crate::exit::{Usage, Verdict};
-use crate::{say, stdin, terms, usage};
+use crate::exit::Verdict;
+use crate::{listening, say, stdin, terms, usage};
 
 /// What the first line on standard output begins with; the address follows.
 pub(crate) const LISTENING: &str = "listening on ";
@@ -20,9 +20,8 @@ pub(crate) const LISTENING: &str = "listening on ";
 /// Options of `scheduler`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// Where to listen, host and port; port 0 takes any. Without a secret, loopback only.
-    #[arg(long, value_name = "ADDR", default_value = remote::SCHEDULER, value_parser = usage::listening)]
-    bind: String,
+    #[command(flatten)]
+    listening: listening::Arguments,
     /// Servers that the cluster is to have; tables are made when all have joined.
     #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true, value_parser = usage::nodes())]
     servers: u32,
@@ -38,10 +37,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let options = Options { terms: arguments.terms.terms()?, ..Options::default() };
-    let listener = Listener::bind(&arguments.bind, options).map_err(|error| match error {
-        BindError::Exposed { .. } => anyhow::Error::new(Usage(error.to_string())),
-        error => error.into(),
-    })?;
+    let address = arguments.listening.address(remote::SCHEDULER)?;
+    let listener = Listener::bind(&address, options).map_err(|error| arguments.listening.explain(error))?;
     let listener = Arc::new(listener);
     let coordinator = Arc::new(Coordinator::new(Clock::new(), arguments.servers));
     let end = {

@@ -54,14 +54,9 @@ fn number(text: &str, expected: &str, fits: impl Fn(f64) -> bool) -> Result<f64,
     number.ok_or_else(|| format!("expected {expected}"))
 }
 
-/// An address to listen on.
+/// An address to listen on, or to be reached at by the port that is listened on.
 pub(crate) fn listening(text: &str) -> Result<String, String> {
     address(text, 0)
-}
-
-/// An address to be reached at.
-pub(crate) fn reached(text: &str) -> Result<String, String> {
-    address(text, 1)
 }
 
 /// A scheduler's address. Nothing is nothing, so that an empty variable counts as one that is not set.

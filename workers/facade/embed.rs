@@ -142,7 +142,7 @@ impl Cluster {
             let limits = options.limits;
             let plan = Plan { server, shards: options.shards, job: JOB, limits, clock, busy_threads, cores };
             cores = cores.get(usize::from(options.shards)..).unwrap_or_default();
-            let shards = Shards::start(&plan, || Ok::<_, std::io::Error>(memory::Endpoint::new()))?;
+            let shards = Shards::start(&plan, || Ok::<_, std::io::Error>(memory::Endpoint::new()), |_| {})?;
             for (shard, handle) in (0..).zip(shards.handles()) {
                 handles.insert(ShardId { server, shard }, handle.clone());
             }

@@ -92,7 +92,7 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The scheduler cannot be reached.
-    #[error("cannot reach the scheduler: {0}")]
+    #[error("cannot reach the scheduler (--scheduler, RANGEFOLD_SCHEDULER): {0}")]
     Dial(#[from] DialError),
     /// The scheduler refuses.
     #[error("the scheduler at {address} refuses this worker: {text}")]
