@@ -32,11 +32,11 @@ impl Dialer for Once {
         self.dialed = true;
     }
 
-    fn poll(&mut self) -> Option<(ShardId, Option<Dialed>)> {
+    fn poll(&mut self) -> Option<(ShardId, Result<Dialed, String>)> {
         let link = self.dialed.then(|| self.link.take()).flatten()?;
         let limits = Limits::standard();
         let grant = Grant { push_bytes: limits.push_bytes_per_link, pulls: limits.pulls_per_link };
-        Some((SHARD, Some(Dialed { link, grant })))
+        Some((SHARD, Ok(Dialed { link, grant })))
     }
 }
 

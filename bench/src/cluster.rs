@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use rangefold::embed::{Cluster, Options};
 use rangefold::server::{Server, Stopper};
 use rangefold::{ElementType, Limits, TableSpec, UpdateFunction, server};
-use rangefold_transport::bootstrap::{Listener, Options as Listening};
+use rangefold_transport::bootstrap::{Listener, Options as Listening, Terms};
 use rangefold_transport::wait::Clock;
 use rangefold_transport::{Endpoint, auto, memory};
 use rangefold_workers::coordinator::Coordinator;
@@ -101,8 +101,9 @@ impl Bench<auto::Endpoint, remote::TcpDialer> {
             busy_poll: false,
             limits: Limits::standard(),
             deadline: DEADLINE,
+            terms: Terms::default(),
         };
-        let server = Server::start(&options, || endpoint(true).map_err(|error| error.to_string()))?;
+        let server = Server::start(&options, || endpoint(true).map_err(|error| error.to_string()), |_| {})?;
         let stopper = server.stopper();
         let shard = std::thread::spawn(move || {
             let _ = server.serve(|| {});

@@ -12,7 +12,7 @@ use rangefold_proto::{
     View,
 };
 use rangefold_transport::{
-    Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, Token, Turn,
+    Arena, Batch, Body, Endpoint, Event, Events, Head, Link, LostReason, Peer, Shell, Token, Turn,
 };
 
 use crate::store::{Image, Store};
@@ -68,13 +68,23 @@ pub struct Report {
     pub bytes: u64,
 }
 
-/// Watches what is applied, for tests and traces.
+/// Watches what is applied, for tests and traces, and who is lost, for the operator.
 pub trait Observe {
     /// Keys of a segment were updated by a push.
     fn applied(&mut self, _segment: SegmentId, _lane: Lane, _stamp: Stamp, _values: KeyRange) {}
+    /// A connection is lost; `address` is where its other side was, if the transport has addresses.
+    fn lost(&mut self, _address: Option<&str>, _reason: LostReason) {}
 }
 
 impl Observe for () {}
+
+/// One connection, as the endpoint and people know it.
+#[derive(Debug)]
+struct Connection {
+    peer: Peer,
+    number: u64,
+    address: Option<Box<str>>,
+}
 
 /// One shard.
 #[derive(Debug)]
@@ -87,7 +97,7 @@ pub struct Node<E: Endpoint, O: Observe = ()> {
     head: [u8; wire::HEAD_BYTES_MAX],
     batch: Batch,
     events: Events,
-    links: BTreeMap<LinkId, (Peer, u64)>,
+    links: BTreeMap<LinkId, Connection>,
     peers: BTreeMap<Peer, LinkId>,
     next_link: u64,
     /// Connections whose reply could not be built: the core hears of it with the next turn, as of one that was sent.
@@ -142,12 +152,12 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
     pub fn command(&mut self, now_ns: u64, command: Command) {
         match command {
             Command::Adopt(link) => {
-                let number = link.number();
+                let (number, address) = (link.number(), link.address().map(Into::into));
                 // A link that cannot be adopted is closed by that, and its other side hears of it.
                 if let Ok(peer) = self.endpoint.adopt(link) {
                     let link = LinkId(self.next_link);
                     self.next_link += 1;
-                    self.links.insert(link, (peer, number));
+                    self.links.insert(link, Connection { peer, number, address });
                     self.peers.insert(peer, link);
                     self.feed(now_ns, Input::Linked { link });
                 }
@@ -250,7 +260,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
                 self.store.finish(segment, arguments.as_slice());
             }
             Output::Disconnect { link, .. } => {
-                if let Some(&(peer, _)) = self.links.get(&link) {
+                if let Some(&Connection { peer, .. }) = self.links.get(&link) {
                     self.endpoint.close(peer);
                 }
             }
@@ -259,7 +269,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
     }
 
     fn send(&mut self, link: LinkId, header: &Header, extension: &Extension, body: SendBody) {
-        let Some(&(peer, number)) = self.links.get(&link) else { return };
+        let Some(&Connection { peer, number, .. }) = self.links.get(&link) else { return };
         let length = match body {
             SendBody::Empty => 0,
             SendBody::Control => self.core.control().len(),
@@ -303,9 +313,11 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             Event::Sent { token, .. } => {
                 self.feed(now_ns, Input::Sent { link: LinkId(token.0 >> 1), reply: token.0 & 1 == 1 });
             }
-            Event::Lost { peer, .. } => {
+            Event::Lost { peer, reason } => {
                 if let Some(link) = self.peers.remove(&peer) {
-                    self.links.remove(&link);
+                    let connection = self.links.remove(&link);
+                    let address = connection.as_ref().and_then(|connection| connection.address.as_deref());
+                    self.observer.lost(address, reason);
                     self.feed(now_ns, Input::Lost { link });
                 }
             }
@@ -316,7 +328,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
     }
 
     fn arrived(&mut self, now_ns: u64, link: LinkId, head: &Head, body: Body) -> Result<(), WireError> {
-        let number = self.links.get(&link).map_or(0, |&(_, number)| number);
+        let number = self.links.get(&link).map_or(0, |connection| connection.number);
         let (header, extension) = wire::decode(head.as_bytes(), number)?;
         let expected = header.key_bytes as usize + header.value_bytes as usize;
         if body.len() != expected || expected > self.frame_bytes_max.max(wire::CONTROL_BYTES_MAX) {

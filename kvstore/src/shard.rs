@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rangefold_transport::wait::Loop;
 use rangefold_transport::{Endpoint, Shell, Turn, Waker};
 
-use crate::node::{Command, Node, NodeOptions};
+use crate::node::{Command, Node, NodeOptions, Observe};
 
 /// Commands waiting for a shard, at most. Commands are rare; a caller that finds it full is told so.
 const COMMANDS_MAX: usize = 1024;
@@ -54,12 +54,12 @@ impl ShardHandle {
 }
 
 /// A node and its commands, turned together.
-struct Shard<E: Endpoint> {
-    node: Node<E>,
+struct Shard<E: Endpoint, O: Observe> {
+    node: Node<E, O>,
     commands: Receiver<Command>,
 }
 
-impl<E: Endpoint> Shell for Shard<E> {
+impl<E: Endpoint, O: Observe> Shell for Shard<E, O> {
     type Endpoint = E;
 
     fn turn(&mut self, now_ns: u64) -> Turn {
@@ -77,13 +77,15 @@ impl<E: Endpoint> Shell for Shard<E> {
     }
 }
 
-/// Starts a shard thread that waits as `turns` says; `pin` runs first on the new thread and may bind it to a processor.
+/// Starts a shard thread, watched by `observer` from there, that waits as `turns` says; `pin` runs first on the new thread and may
+/// bind it to a processor.
 ///
 /// # Errors
 /// When the system gives no thread.
 pub fn spawn<E: Endpoint + Send + 'static>(
     endpoint: E,
     options: NodeOptions,
+    observer: impl Observe + Send + 'static,
     mut turns: Loop,
     pin: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<(ShardHandle, JoinHandle<()>)> {
@@ -93,7 +95,7 @@ pub fn spawn<E: Endpoint + Send + 'static>(
     let name = format!("rangefold-{}.{}", options.shard.server.0, options.shard.shard);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         pin();
-        let mut shard = Shard { node: Node::new(endpoint, options, ()), commands };
+        let mut shard = Shard { node: Node::new(endpoint, options, observer), commands };
         // Acquire, pairs with the Release in `stop`.
         turns.run(&mut shard, |_| stop.load(Ordering::Acquire), None);
     })?;

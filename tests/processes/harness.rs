@@ -24,6 +24,8 @@ pub(crate) fn rangefold(arguments: &str) -> Command {
         "RANGEFOLD_RANK",
         "RANGEFOLD_WORLD",
         "RANGEFOLD_TRANSPORT",
+        "RANGEFOLD_SECRET",
+        "RANGEFOLD_PEER_TIMEOUT",
     ] {
         command.env_remove(name);
     }
@@ -211,4 +213,19 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
         assert!(begun.elapsed() < PATIENCE, "{what} did not happen");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Whether io_uring can be had here. In CI it must; elsewhere a container may deny it, and the test says so and ends.
+pub(crate) fn uring_is_here() -> bool {
+    let info = run("info --json");
+    let here = result_of(&info)["transport"]["between_processes"] == "uring";
+    assert!(
+        here || std::env::var_os("CI").is_none(),
+        "no io_uring: {}",
+        String::from_utf8_lossy(&info.stdout)
+    );
+    if !here {
+        eprintln!("skipped: no io_uring here");
+    }
+    here
 }

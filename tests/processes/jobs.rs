@@ -3,7 +3,9 @@
 use rustix::process::test_kill_process;
 use serde_json::Value;
 
-use crate::harness::{assert_optimal, children, error_of, finish, rangefold, result_of, run, wait_for};
+use crate::harness::{
+    assert_optimal, children, error_of, finish, rangefold, result_of, run, uring_is_here, wait_for,
+};
 
 #[test]
 fn processes_reach_the_optimum_and_are_gone() {
@@ -26,21 +28,6 @@ fn processes_reach_the_optimum_and_are_gone() {
     for pid in services {
         assert!(test_kill_process(pid).is_err(), "a server is left behind");
     }
-}
-
-/// Whether io_uring can be had here. In CI it must; elsewhere a container may deny it, and the test says so and ends.
-fn uring_is_here() -> bool {
-    let info = run("info --json");
-    let here = result_of(&info)["transport"]["between_processes"] == "uring";
-    assert!(
-        here || std::env::var_os("CI").is_none(),
-        "no io_uring: {}",
-        String::from_utf8_lossy(&info.stdout)
-    );
-    if !here {
-        eprintln!("skipped: no io_uring here");
-    }
-    here
 }
 
 #[test]

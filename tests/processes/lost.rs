@@ -5,8 +5,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{
-    Scratch, assert_optimal, children, error_of, finish, launch_two, result_of, run, start_training,
-    variable, wait_for,
+    Scratch, assert_optimal, children, error_of, finish, launch_two, rangefold, result_of, run,
+    start_training, variable, wait_for,
 };
 
 //= OSDI'14 §4.6
@@ -40,11 +40,12 @@ fn a_killed_worker_is_replaced_by_one_that_knows_nothing_without_a_trace_at_dela
     std::thread::sleep(Duration::from_millis(400));
     let first = *workers.iter().find(|&&pid| variable(pid, "RANGEFOLD_RANK") == "0").unwrap();
     let scheduler = variable(first, "RANGEFOLD_SCHEDULER");
+    let secret = variable(first, "RANGEFOLD_SECRET");
     kill_process(first, Signal::KILL).unwrap();
     // The scheduler takes a newcomer when it has seen the other's connection break.
     let newcomer = wait_for("a place", || {
         let newcomer = format!("{job} {} --scheduler {scheduler} --workers 2 --rank 0", replaced.path());
-        let output = run(&newcomer);
+        let output = finish(rangefold(&newcomer).env("RANGEFOLD_SECRET", &secret).spawn().unwrap());
         assert!(
             output.status.success()
                 || ["one too many", "is taken"].iter().any(|why| error_of(&output).contains(why)),

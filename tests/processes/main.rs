@@ -4,4 +4,6 @@ mod harness;
 mod interrupts;
 mod jobs;
 mod lost;
+mod network;
+mod secrets;
 mod usage;

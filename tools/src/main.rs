@@ -3,11 +3,13 @@
 mod exit;
 mod info;
 mod launch;
+mod listening;
 mod perf;
 mod say;
 mod scheduler;
 mod server;
 mod stdin;
+mod terms;
 mod train;
 mod usage;
 

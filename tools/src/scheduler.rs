@@ -11,8 +11,8 @@ use rangefold_transport::wait::Clock;
 use rangefold_workers::coordinator::Coordinator;
 use rangefold_workers::scheduler::{Happening, serve};
 
-use crate::exit::{Usage, Verdict};
-use crate::{say, stdin, usage};
+use crate::exit::Verdict;
+use crate::{listening, say, stdin, terms, usage};
 
 /// What the first line on standard output begins with; the address follows.
 pub(crate) const LISTENING: &str = "listening on ";
@@ -20,29 +20,26 @@ pub(crate) const LISTENING: &str = "listening on ";
 /// Options of `scheduler`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// Where to listen, host and port; port 0 takes any. Without a secret, loopback only.
-    #[arg(long, value_name = "ADDR", default_value = remote::SCHEDULER, value_parser = usage::listening)]
-    bind: String,
+    #[command(flatten)]
+    listening: listening::Arguments,
     /// Servers that the cluster is to have; tables are made when all have joined.
     #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true, value_parser = usage::nodes())]
     servers: u32,
     /// A worker that says nothing for so many seconds is taken for dead.
     #[arg(long, value_name = "S", default_value_t = 10, allow_negative_numbers = true, value_parser = usage::seconds())]
     silence: u64,
+    #[command(flatten)]
+    terms: terms::Arguments,
     /// End when standard input closes.
     #[arg(long)]
     until_stdin_closes: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
-    let listener = Arc::new(Listener::bind(&arguments.bind, Options::default())?);
-    if !listener.address().ip().is_loopback() {
-        return Err(Usage(format!(
-            "{} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address",
-            listener.address()
-        ))
-        .into());
-    }
+    let options = Options { terms: arguments.terms.terms()?, ..Options::default() };
+    let address = arguments.listening.address(remote::SCHEDULER)?;
+    let listener = Listener::bind(&address, options).map_err(|error| arguments.listening.explain(error))?;
+    let listener = Arc::new(listener);
     let coordinator = Arc::new(Coordinator::new(Clock::new(), arguments.servers));
     let end = {
         let (listener, coordinator) = (Arc::clone(&listener), Arc::clone(&coordinator));

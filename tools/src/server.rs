@@ -6,16 +6,20 @@ use std::time::Duration;
 use anyhow::Context;
 use rangefold::Limits;
 use rangefold::pinning;
-use rangefold::server::{Options, ServeError, Server};
+use rangefold::server::{Loss, Options, ServeError, Server};
+use rangefold_transport::LostReason;
 use rangefold_transport::auto::{self, Wish};
 use rangefold_workers::remote::framing;
 
 use crate::exit::{Usage, Verdict};
 use crate::usage::{self, Given};
-use crate::{say, stdin};
+use crate::{listening, say, stdin, terms};
 
 /// Where a scheduler listens, if nobody says otherwise.
 const SCHEDULER: &str = rangefold::remote::SCHEDULER;
+
+/// Where a server listens, if nobody says otherwise.
+const BIND: &str = "127.0.0.1:0";
 
 /// Options of `server`.
 #[derive(clap::Args, Debug)]
@@ -23,11 +27,10 @@ pub(crate) struct Arguments {
     /// The scheduler's address, host and port [default: 127.0.0.1:7700].
     #[arg(long, value_name = "ADDR", env = "RANGEFOLD_SCHEDULER", value_parser = usage::scheduler)]
     scheduler: Option<String>,
-    /// Where to listen, host and port; port 0 takes any. Without a secret, loopback only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = usage::listening)]
-    bind: String,
-    /// Where others reach this server, if not where it listens.
-    #[arg(long, value_name = "ADDR", value_parser = usage::reached)]
+    #[command(flatten)]
+    listening: listening::Arguments,
+    /// Where others reach this server, if not where it listens; port 0 is the one it listens on.
+    #[arg(long, value_name = "ADDR", value_parser = usage::listening)]
     advertise: Option<String>,
     /// Shard threads, each the owner of its part of every table.
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = usage::shards())]
@@ -49,6 +52,8 @@ pub(crate) struct Arguments {
     /// Give up joining after so many seconds.
     #[arg(long, value_name = "S", default_value_t = 30, allow_negative_numbers = true, value_parser = usage::seconds())]
     deadline: u64,
+    #[command(flatten)]
+    terms: terms::Arguments,
     /// End when standard input closes.
     #[arg(long)]
     until_stdin_closes: bool,
@@ -58,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
     let scheduler = given.scheduler(arguments.scheduler.as_deref())?.unwrap_or(SCHEDULER);
     let options = Options {
         scheduler: scheduler.to_owned(),
-        bind: arguments.bind.clone(),
+        bind: arguments.listening.address(BIND)?,
         advertise: arguments.advertise.clone(),
         shards: arguments.shards,
         number: arguments.number,
@@ -67,16 +72,23 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
         busy_poll: false,
         limits: Limits::standard(),
         deadline: Duration::from_secs(arguments.deadline),
+        terms: arguments.terms.terms()?,
     };
-    let endpoint = auto::Options { wish: arguments.transport, framing: framing(), one_thread: true };
+    let making = auto::Options { wish: arguments.transport, framing: framing(), one_thread: true };
     let mut chosen = String::new();
-    let server = Server::start(&options, || {
-        let (endpoint, choice) = auto::Endpoint::new(&endpoint).map_err(|error| error.to_string())?;
+    let endpoint = || {
+        let (endpoint, choice) = auto::Endpoint::new(&making).map_err(|error| error.to_string())?;
         chosen = choice.to_string();
         Ok(endpoint)
+    };
+    let server = Server::start(&options, endpoint, |loss| {
+        if let Some(words) = words(loss) {
+            say::note(&words);
+        }
     });
     let server = server.map_err(|error| match error {
-        ServeError::Exposed(_) => anyhow::Error::new(Usage(error.to_string())),
+        ServeError::Bind(error) => arguments.listening.explain(error),
+        ServeError::Nowhere(_) => Usage(error.to_string()).into(),
         error => error.into(),
     })?;
     let stopper = server.stopper();
@@ -85,7 +97,24 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
     if arguments.until_stdin_closes {
         stdin::when_closed(move || stopper.stop())?;
     }
+    if server.is_confined() && arguments.advertise.is_none() {
+        say::note(&format!(
+            "{} can be reached from this host only, and the scheduler from others: --bind or --interface chooses another address",
+            server.address()
+        ));
+    }
     say::note(&format!("{} serves on {} over {chosen}", server.id(), server.address()));
     server.serve(|| say::note("the scheduler is gone; data go on, but nobody can join any more"))?;
     Ok(Verdict::Success)
+}
+
+/// A line for the operator; none of a worker that ended as it should.
+fn words(loss: &Loss<'_>) -> Option<String> {
+    match loss.reason {
+        LostReason::ClosedHere | LostReason::ClosedByPeer => None,
+        reason => {
+            let address = loss.address.unwrap_or("an unknown address");
+            Some(format!("shard {:?} has lost the worker at {address}: {reason}", loss.shard))
+        }
+    }
 }

@@ -54,7 +54,7 @@ fn number(text: &str, expected: &str, fits: impl Fn(f64) -> bool) -> Result<f64,
     number.ok_or_else(|| format!("expected {expected}"))
 }
 
-/// An address to listen on.
+/// An address to listen on, or to be reached at by the port that is listened on.
 pub(crate) fn listening(text: &str) -> Result<String, String> {
     address(text, 0)
 }

@@ -146,7 +146,7 @@ impl Cluster {
             let limits = options.limits;
             let plan = Plan { server, shards: options.shards, job: JOB, limits, turns, cores };
             cores = cores.get(usize::from(options.shards)..).unwrap_or_default();
-            let shards = Shards::start(&plan, || Ok::<_, std::io::Error>(memory::Endpoint::new()))?;
+            let shards = Shards::start(&plan, || Ok::<_, std::io::Error>(memory::Endpoint::new()), |_| {})?;
             for (shard, handle) in (0..).zip(shards.handles()) {
                 handles.insert(ShardId { server, shard }, handle.clone());
             }
@@ -271,7 +271,7 @@ impl Control for Place {
 /// Connects to shards of the same process: a pair of rings, one side handed to the shard.
 pub struct MemoryDialer {
     shared: Arc<Shared>,
-    dialed: VecDeque<(ShardId, Option<Dialed>)>,
+    dialed: VecDeque<(ShardId, Result<Dialed, String>)>,
 }
 
 impl Dialer for MemoryDialer {
@@ -285,10 +285,12 @@ impl Dialer for MemoryDialer {
             handle.command(adopt).is_ok()
         });
         let grant = Grant { push_bytes: limits.push_bytes_per_link, pulls: limits.pulls_per_link };
-        self.dialed.push_back((shard, handed.then_some(Dialed { link: ours, grant })));
+        let dialed = Dialed { link: ours, grant };
+        let gone = || "its thread takes no connections: it has ended".into();
+        self.dialed.push_back((shard, handed.then_some(dialed).ok_or_else(gone)));
     }
 
-    fn poll(&mut self) -> Option<(ShardId, Option<Dialed>)> {
+    fn poll(&mut self) -> Option<(ShardId, Result<Dialed, String>)> {
         self.dialed.pop_front()
     }
 }

@@ -3,12 +3,22 @@
 //! Source: OSDI'14 §3 (worker node), §4.6.
 #![doc = concat!("```no_run\n", include_str!("examples/sums.rs"), "```")]
 
+use std::os::unix::ffi::OsStringExt as _;
+use std::time::Duration;
+
 use rangefold_transport::auto;
 pub use rangefold_transport::auto::{Choice, Wish};
+use rangefold_transport::bootstrap::{PEER_TIMEOUT_MAX, PEER_TIMEOUT_MIN};
+pub use rangefold_transport::bootstrap::{Secret, SecretError, Terms};
 use rangefold_workers::remote::{self, TcpDialer};
 pub use rangefold_workers::remote::{ConnectError, Options, SCHEDULER};
 
 use crate::pinning;
+
+/// The environment variable with the cluster's secret: what `--secret-file` may hold instead.
+pub const SECRET_VARIABLE: &str = "RANGEFOLD_SECRET";
+/// The environment variable with the seconds within which a silent peer is found lost.
+pub const PEER_TIMEOUT_VARIABLE: &str = "RANGEFOLD_PEER_TIMEOUT";
 
 /// A worker of a cluster of processes.
 pub type Client = rangefold_workers::Client<auto::Endpoint, TcpDialer>;
@@ -46,7 +56,8 @@ pub struct EnvironmentError {
 
 impl Environment {
     /// Reads `RANGEFOLD_SCHEDULER`, `RANGEFOLD_RANK`, `RANGEFOLD_WORLD` (the workers, and as many parts),
-    /// `RANGEFOLD_TRANSPORT`, `RANGEFOLD_BUSY_THREADS` and `RANGEFOLD_CORES`. What is not there stays as in [`Options::default`].
+    /// `RANGEFOLD_TRANSPORT`, `RANGEFOLD_BUSY_THREADS`, `RANGEFOLD_CORES`, `RANGEFOLD_SECRET` and `RANGEFOLD_PEER_TIMEOUT`. What
+    /// is not there stays as in [`Options::default`].
     ///
     /// # Errors
     /// [`EnvironmentError`], the first variable that holds something else.
@@ -63,6 +74,21 @@ impl Environment {
         if let Some(threads) = parsed("RANGEFOLD_BUSY_THREADS", "a number of threads")? {
             options.busy_threads = threads;
         }
+        options.terms.secret = secret().map_err(|error| EnvironmentError {
+            name: SECRET_VARIABLE,
+            // Whatever it is, it is not for logs.
+            value: match error {
+                SecretError::Length { found } => format!("({found} bytes)"),
+                _ => "(not shown)".into(),
+            },
+            expected: "16 to 4096 bytes of text, the same on all nodes",
+        })?;
+        if let Some(value) = variable(PEER_TIMEOUT_VARIABLE) {
+            let seconds = value.parse().ok().map(Duration::from_secs);
+            let within = seconds.filter(|within| (PEER_TIMEOUT_MIN..=PEER_TIMEOUT_MAX).contains(within));
+            let (name, expected) = (PEER_TIMEOUT_VARIABLE, "seconds, from 3 to 86400");
+            options.terms.peer_timeout = within.ok_or(EnvironmentError { name, value, expected })?;
+        }
         if let Some(transport) = parsed("RANGEFOLD_TRANSPORT", "auto, uring or socket")? {
             environment.transport = transport;
         }
@@ -73,6 +99,15 @@ impl Environment {
         }
         Ok(environment)
     }
+}
+
+/// The secret in [`SECRET_VARIABLE`]. One that is empty is none, and an error: whoever sets it means to have one.
+///
+/// # Errors
+/// [`SecretError`]. It says nothing of what the variable holds but its length.
+pub fn secret() -> Result<Option<Secret>, SecretError> {
+    let text = std::env::var_os(SECRET_VARIABLE);
+    text.map(|text| Secret::new(text.into_vec())).transpose()
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -13,13 +13,14 @@ use rangefold_proto::client::Grant;
 use rangefold_proto::{Limits, ServerId};
 use rangefold_transport::Endpoint;
 use rangefold_transport::bootstrap::{
-    Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose,
+    Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose, Terms,
 };
 use rangefold_transport::wait::{Clock, Loop};
 use rangefold_workers::control_stream::{FromScheduler, ToScheduler, read, write};
 use rangefold_workers::coordinator::News;
 use rangefold_workers::remote::{JOB, dial_control};
 
+pub use crate::shards::Loss;
 use crate::shards::{Plan, Shards, tell};
 
 /// How long the scheduler may take to answer.
@@ -34,7 +35,7 @@ pub struct Options {
     pub scheduler: String,
     /// Where to listen; port 0 takes any.
     pub bind: String,
-    /// Where others reach it, if that is not where it listens.
+    /// Where others reach it, if that is not where it listens. Port 0 is the one that it listens on.
     pub advertise: Option<String>,
     /// Shard threads.
     pub shards: u16,
@@ -51,6 +52,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long joining may take.
     pub deadline: Duration,
+    /// What the cluster's connections are held to: its secret, and how a silent peer is noticed.
+    pub terms: Terms,
 }
 
 /// Why a server does not serve.
@@ -59,13 +62,14 @@ pub enum ServeError {
     /// The address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// Others than this host could connect.
+    /// It listens on every address, and others can be told one only.
     #[error(
-        "{0} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address"
+        "{0} stands for every address of this host, and others must be told one: bind one (--bind, --interface), or advertise \
+         one (--advertise)"
     )]
-    Exposed(SocketAddr),
+    Nowhere(SocketAddr),
     /// The scheduler cannot be reached.
-    #[error("cannot reach the scheduler: {0}")]
+    #[error("cannot reach the scheduler (--scheduler, RANGEFOLD_SCHEDULER): {0}")]
     Dial(#[from] DialError),
     /// The scheduler refuses.
     #[error("the scheduler refuses this server: {0}")]
@@ -102,20 +106,20 @@ impl Stopper {
 }
 
 impl Server {
-    /// Listens, joins at the scheduler, starts the shards; `endpoint` makes one for each.
+    /// Listens, joins at the scheduler, starts the shards; `endpoint` makes one for each, and `lost` hears of each connection that
+    /// one loses, on its thread.
     ///
     /// # Errors
     /// [`ServeError`], within the deadline.
     pub fn start<E: Endpoint + Send + 'static>(
         options: &Options,
         mut endpoint: impl FnMut() -> Result<E, String>,
+        lost: impl Fn(&Loss<'_>) + Clone + Send + 'static,
     ) -> Result<Self, ServeError> {
-        let listener = Arc::new(Listener::bind(&options.bind, Listening::default())?);
-        if !listener.address().ip().is_loopback() {
-            return Err(ServeError::Exposed(listener.address()));
-        }
-        let address = options.advertise.clone().unwrap_or_else(|| listener.address().to_string());
-        let control = dial_control(&options.scheduler, options.deadline)?;
+        let listening = Listening { terms: options.terms.clone(), ..Listening::default() };
+        let listener = Arc::new(Listener::bind(&options.bind, listening)?);
+        let address = advertised(options.advertise.as_deref(), listener.address())?;
+        let control = dial_control(&options.scheduler, &options.terms, options.deadline)?;
         control.set_read_timeout(Some(options.deadline)).map_err(ServeError::Stream)?;
         control.set_write_timeout(Some(ANSWER)).map_err(ServeError::Stream)?;
         let (shards, number) = (options.shards, options.number);
@@ -136,10 +140,17 @@ impl Server {
             turns: Loop::new(Clock::new(), busy_threads).busy(options.busy_poll),
             cores: &options.cores,
         };
-        let shards = Shards::start(&plan, || endpoint().map_err(ServeError::Transport))?;
+        let shards = Shards::start(&plan, || endpoint().map_err(ServeError::Transport), lost)?;
         let grant =
             Grant { push_bytes: options.limits.push_bytes_per_link, pulls: options.limits.pulls_per_link };
         Ok(Self { listener, control, server, shards, grant })
+    }
+
+    /// Whether only this host reaches it, while its scheduler is found by an address that others may reach.
+    #[must_use]
+    pub fn is_confined(&self) -> bool {
+        let scheduler = self.control.peer_addr().map(|address| address.ip().to_canonical());
+        self.address().ip().is_loopback() && scheduler.is_ok_and(|address| !address.is_loopback())
     }
 
     /// Its name.
@@ -194,6 +205,17 @@ impl Server {
         // Ends both threads of the control connection.
         let _ = control.shutdown(Shutdown::Both);
         Ok(())
+    }
+}
+
+/// Where others are told to reach a server that listens on `bound`.
+fn advertised(wish: Option<&str>, bound: SocketAddr) -> Result<String, ServeError> {
+    match wish {
+        Some(wish) => Ok(wish
+            .strip_suffix(":0")
+            .map_or_else(|| wish.to_owned(), |host| format!("{host}:{}", bound.port()))),
+        None if bound.ip().is_unspecified() => Err(ServeError::Nowhere(bound)),
+        None => Ok(bound.to_string()),
     }
 }
 

@@ -4,10 +4,10 @@
 
 use std::thread::JoinHandle;
 
-use rangefold_kvstore::{Command, NodeOptions, ShardHandle};
+use rangefold_kvstore::{Command, NodeOptions, Observe, ShardHandle};
 use rangefold_proto::{JobId, Limits, ServerId, ShardId};
-use rangefold_transport::Endpoint;
 use rangefold_transport::wait::Loop;
+use rangefold_transport::{Endpoint, LostReason};
 use rangefold_workers::coordinator::News;
 
 use crate::pinning;
@@ -27,6 +27,26 @@ pub(crate) struct Plan<'a> {
     pub(crate) cores: &'a [usize],
 }
 
+/// A connection that a shard has lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss<'a> {
+    /// Whose.
+    pub shard: ShardId,
+    /// Where its other side was, if the transport has addresses.
+    pub address: Option<&'a str>,
+    /// Why.
+    pub reason: LostReason,
+}
+
+/// Passes on what a shard loses.
+struct Watch<F>(ShardId, F);
+
+impl<F: Fn(&Loss<'_>)> Observe for Watch<F> {
+    fn lost(&mut self, address: Option<&str>, reason: LostReason) {
+        (self.1)(&Loss { shard: self.0, address, reason });
+    }
+}
+
 /// Running shards. Dropping them stops the threads and waits for their end; the values are gone then.
 pub(crate) struct Shards {
     handles: Vec<ShardHandle>,
@@ -34,10 +54,11 @@ pub(crate) struct Shards {
 }
 
 impl Shards {
-    /// Starts the threads; `endpoint` makes one for each. Those that run are stopped when a later one cannot be started.
+    /// Starts the threads; `endpoint` makes one for each, and `lost` hears of each lost connection, on them. Those that run are stopped when a later one cannot be started.
     pub(crate) fn start<E: Endpoint + Send + 'static, Error: From<std::io::Error>>(
         plan: &Plan<'_>,
         mut endpoint: impl FnMut() -> Result<E, Error>,
+        lost: impl Fn(&Loss<'_>) + Clone + Send + 'static,
     ) -> Result<Self, Error> {
         let mut started = Self { handles: Vec::new(), threads: Vec::new() };
         for number in 0..plan.shards {
@@ -49,7 +70,8 @@ impl Shards {
                 // A thread that stays where it was is slower, and no worse.
                 let _ = core.map(pinning::pin);
             };
-            let (handle, thread) = rangefold_kvstore::spawn(endpoint()?, node, plan.turns, pin)?;
+            let watch = Watch(shard, lost.clone());
+            let (handle, thread) = rangefold_kvstore::spawn(endpoint()?, node, watch, plan.turns, pin)?;
             started.handles.push(handle);
             started.threads.push(thread);
         }

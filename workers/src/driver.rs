@@ -46,8 +46,8 @@ pub trait Dialer {
     /// Begins to connect. The outcome comes from `poll`.
     fn dial(&mut self, map: &ClusterMap, shard: ShardId);
 
-    /// The next outcome: a connection, or `None` for a dial that failed.
-    fn poll(&mut self) -> Option<(ShardId, Option<Dialed>)>;
+    /// The next outcome: a connection, or why there is none, for people.
+    fn poll(&mut self) -> Option<(ShardId, Result<Dialed, String>)>;
 }
 
 /// What a worker is told by its own process: news of the control plane.
@@ -97,7 +97,9 @@ pub struct Driver<E: Endpoint, D: Dialer> {
     issued_ns: u64,
     stream: u32,
     events: Events,
-    links: BTreeMap<LinkId, (Peer, u64)>,
+    links: BTreeMap<LinkId, (Peer, u64, ShardId)>,
+    /// Shards whose connection broke or cannot be made, and why, until there is one again.
+    disconnected: BTreeMap<ShardId, String>,
     peers: BTreeMap<Peer, LinkId>,
     next_link: u64,
     destinations: BTreeMap<TaskId, Destination>,
@@ -125,6 +127,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             stream: 0,
             events: Events::with_limit(EVENTS_MAX),
             links: BTreeMap::new(),
+            disconnected: BTreeMap::new(),
             peers: BTreeMap::new(),
             next_link: 0,
             destinations: BTreeMap::new(),
@@ -143,6 +146,12 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     /// What the core has counted.
     pub fn counters(&self) -> Counters {
         self.core.counters()
+    }
+
+    /// Shards whose connection broke or cannot be made, and why, in words for people. A connection is made again when something
+    /// is to be sent.
+    pub fn disconnected(&self) -> &BTreeMap<ShardId, String> {
+        &self.disconnected
     }
 
     /// News of the control plane.
@@ -313,7 +322,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             }
             Output::Fenced { lane, incarnation } => self.fenced.push((lane, incarnation)),
             Output::Disconnect { link, .. } => {
-                if let Some(&(peer, _)) = self.links.get(&link) {
+                if let Some(&(peer, ..)) = self.links.get(&link) {
                     self.endpoint.close(peer);
                 }
             }
@@ -330,7 +339,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     }
 
     fn send(&mut self, link: LinkId, header: &Header, extension: &Extension, body: SendBody<Body>) {
-        let Some(&(peer, number)) = self.links.get(&link) else { return };
+        let Some(&(peer, number, _)) = self.links.get(&link) else { return };
         let body = match body {
             SendBody::Empty => Body::empty(),
             SendBody::Values { payload, bytes } if bytes.len() == payload.len() => payload,
@@ -351,13 +360,23 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         }
     }
 
-    fn dialed(&mut self, shard: ShardId, dialed: Option<Dialed>) {
-        let number = dialed.as_ref().map_or(0, |dialed| dialed.link.number());
-        let adopted = dialed.and_then(|dialed| Some((self.endpoint.adopt(dialed.link).ok()?, dialed.grant)));
-        let Some((peer, grant)) = adopted else { return self.feed(Input::DialFailed { shard }) };
+    fn dialed(&mut self, shard: ShardId, dialed: Result<Dialed, String>) {
+        let adopted = dialed.and_then(|Dialed { link, grant }| {
+            let number = link.number();
+            let peer = self.endpoint.adopt(link).map_err(|error| error.to_string())?;
+            Ok((peer, number, grant))
+        });
+        let (peer, number, grant) = match adopted {
+            Ok(adopted) => adopted,
+            Err(why) => {
+                self.disconnected.insert(shard, why);
+                return self.feed(Input::DialFailed { shard });
+            }
+        };
+        self.disconnected.remove(&shard);
         let link = LinkId(self.next_link);
         self.next_link += 1;
-        self.links.insert(link, (peer, number));
+        self.links.insert(link, (peer, number, shard));
         self.peers.insert(peer, link);
         self.feed(Input::Linked { shard, link, grant });
     }
@@ -371,9 +390,11 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
                 }
             }
             Event::Sent { token, .. } => self.feed(Input::Sent { link: LinkId(token.0) }),
-            Event::Lost { peer, .. } => {
+            Event::Lost { peer, reason } => {
                 if let Some(link) = self.peers.remove(&peer) {
-                    self.links.remove(&link);
+                    if let Some((_, _, shard)) = self.links.remove(&link) {
+                        self.disconnected.insert(shard, reason.to_string());
+                    }
                     self.feed(Input::Lost { link });
                 }
             }
@@ -384,7 +405,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     }
 
     fn arrived(&mut self, link: LinkId, head: &Head, body: Body) -> Result<(), WireError> {
-        let number = self.links.get(&link).map_or(0, |&(_, number)| number);
+        let number = self.links.get(&link).map_or(0, |&(_, number, _)| number);
         let (header, extension) = wire::decode(head.as_bytes(), number)?;
         let expected = header.key_bytes as usize + header.value_bytes as usize;
         if body.len() != expected || expected > self.frame_bytes_max.max(wire::CONTROL_BYTES_MAX) {

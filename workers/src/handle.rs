@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use rangefold_proto::client::{Counters, IssueError};
-use rangefold_proto::{Aggregation, Lane, Limits, Member, Round, TableSpec};
+use rangefold_proto::{Aggregation, Lane, Limits, Member, Round, ShardId, TableSpec};
 use rangefold_transport::Endpoint;
 use rangefold_transport::wait::Loop;
 
@@ -325,6 +325,12 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         let since_ns = self.0.waiting_since_ns.load(Ordering::Relaxed);
         let waiting = Duration::from_nanos(self.now_ns().saturating_sub(since_ns));
         (since_ns > 0).then(|| (waiting, self.with(Session::waits_for)))
+    }
+
+    /// Shards whose connection broke or cannot be made, and why, in words. What is not acknowledged is sent again over a new one.
+    #[must_use]
+    pub fn disconnected(&self) -> Vec<(ShardId, String)> {
+        self.with(|session| session.driver.disconnected().clone().into_iter().collect())
     }
 
     /// What everything waits for, in words, for a report of a stall.

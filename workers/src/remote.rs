@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rangefold_proto::client::Grant;
 use rangefold_proto::{ClusterMap, JobId, Lane, Limits, Round, ShardId, TableId, TableSpec, wire};
-use rangefold_transport::bootstrap::{DialError, Dialed as Reached, Hello, Purpose, dial};
+use rangefold_transport::bootstrap::{DialError, Dialed as Reached, Hello, Purpose, Terms, dial};
 use rangefold_transport::wait::{Clock, Loop};
 use rangefold_transport::{Endpoint, Framing, Waker};
 
@@ -70,11 +70,13 @@ pub struct Options {
     pub one_thread: bool,
     /// How long joining may take, and how long a table may wait for servers.
     pub deadline: Duration,
+    /// What the cluster's connections are held to: its secret, and how a silent peer is noticed.
+    pub terms: Terms,
 }
 
 impl Default for Options {
     /// The one worker of a job with one part, at [`SCHEDULER`]; sequential; [`Limits::standard`]; 1 GiB, four times the pushes
-    /// that these let it keep; one thread that spins, for a while; any thread may use the client; [`DEADLINE`].
+    /// that these let it keep; one thread that spins, for a while; any thread may use the client; [`DEADLINE`]; no secret.
     fn default() -> Self {
         Self {
             scheduler: SCHEDULER.into(),
@@ -88,6 +90,7 @@ impl Default for Options {
             busy_poll: false,
             one_thread: false,
             deadline: DEADLINE,
+            terms: Terms::default(),
         }
     }
 }
@@ -96,7 +99,7 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The scheduler cannot be reached.
-    #[error("cannot reach the scheduler: {0}")]
+    #[error("cannot reach the scheduler (--scheduler, RANGEFOLD_SCHEDULER): {0}")]
     Dial(#[from] DialError),
     /// The scheduler refuses.
     #[error("the scheduler at {address} refuses this worker: {text}")]
@@ -132,12 +135,12 @@ pub fn framing() -> Framing {
 ///
 /// # Errors
 /// [`DialError`] of the last attempt.
-pub fn dial_control(address: &str, deadline: Duration) -> Result<TcpStream, DialError> {
+pub fn dial_control(address: &str, terms: &Terms, deadline: Duration) -> Result<TcpStream, DialError> {
     // A deadline that no clock can tell is none.
     let until = Instant::now().checked_add(deadline).unwrap_or_else(|| Instant::now() + FOR_EVER);
     let hello = Hello { purpose: Purpose::Control, job: JOB.0, greeting: Vec::new() };
     loop {
-        match dial(address, &hello, until) {
+        match dial(address, &hello, terms, until) {
             Ok(Reached::Control { stream, .. }) => return Ok(stream),
             Ok(Reached::Data { .. }) => unreachable!("a hello for control is answered by a control stream"),
             Err(DialError::NothingListens { .. }) if Instant::now() + AGAIN < until => thread::sleep(AGAIN),
@@ -156,7 +159,7 @@ pub fn connect<E: Endpoint + Send + 'static>(
 ) -> Result<Client<E, TcpDialer>, ConnectError> {
     let address = options.scheduler.clone();
     let broken = |source| ConnectError::Stream { address: address.clone(), source };
-    let stream = dial_control(&options.scheduler, options.deadline)?;
+    let stream = dial_control(&options.scheduler, &options.terms, options.deadline)?;
     stream.set_read_timeout(Some(options.deadline)).map_err(broken)?;
     stream.set_write_timeout(Some(ANSWER)).map_err(broken)?;
     let (workers, parts, rank) = (options.workers, options.parts, options.rank);
@@ -186,7 +189,7 @@ pub fn connect<E: Endpoint + Send + 'static>(
     let latest = Arc::clone(&progress);
     let sign = move || signs_of_life(&alive, &latest, &reports);
     thread::Builder::new().name("rangefold-alive".into()).spawn(sign).map_err(ConnectError::Thread)?;
-    let dialer = TcpDialer::new(endpoint.waker());
+    let dialer = TcpDialer::new(endpoint.waker(), options.terms.clone());
     let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
     let turns = Loop::new(Clock::new(), options.busy_threads).busy(options.busy_poll);
     let held = Held { line, progress, due, patience: options.deadline, stream: ending };
@@ -376,40 +379,44 @@ impl Control for Held {
 /// Connects to shards of server processes; each dial on a thread of its own, because it may wait for a dead host.
 pub struct TcpDialer {
     waker: Waker,
+    terms: Terms,
     outcomes: (Sender<Outcome>, Receiver<Outcome>),
 }
 
-type Outcome = (ShardId, Option<Dialed>);
+type Outcome = (ShardId, Result<Dialed, String>);
 
 impl TcpDialer {
     /// A dialer that rings `waker` when a dial has ended.
     #[must_use]
-    pub fn new(waker: Waker) -> Self {
-        Self { waker, outcomes: crossbeam_channel::unbounded() }
+    pub fn new(waker: Waker, terms: Terms) -> Self {
+        Self { waker, terms, outcomes: crossbeam_channel::unbounded() }
     }
 }
 
 impl Dialer for TcpDialer {
     // At most one dial per shard is under way: the core waits for its outcome. That bounds threads and outcomes.
     fn dial(&mut self, map: &ClusterMap, shard: ShardId) {
-        let (sender, waker) = (self.outcomes.0.clone(), self.waker.clone());
+        let (sender, waker, terms) = (self.outcomes.0.clone(), self.waker.clone(), self.terms.clone());
         let address = map.server(shard.server).map(|entry| entry.address.clone()).unwrap_or_default();
         let reach = move || {
             let hello =
                 Hello { purpose: Purpose::Data { shard: shard.shard }, job: JOB.0, greeting: Vec::new() };
-            let reached = dial(&address, &hello, Instant::now() + DIAL);
-            let dialed = match reached {
-                Ok(Reached::Data { link, greeting }) => {
-                    Grant::decode(&greeting).map(|grant| Dialed { link, grant })
+            let dialed = match dial(&address, &hello, &terms, Instant::now() + DIAL) {
+                Ok(Reached::Data { link, greeting }) => Grant::decode(&greeting)
+                    .map(|grant| Dialed { link, grant })
+                    .ok_or_else(|| format!("{address} grants nothing; do both sides run the same release?")),
+                Ok(Reached::Control { .. }) => {
+                    unreachable!("a hello for data is answered by a link")
                 }
-                _ => None,
+                Err(error) => Err(error.to_string()),
             };
             // The client may be gone.
             let _ = sender.send((shard, dialed));
             waker.ring();
         };
         if thread::Builder::new().name("rangefold-dial".into()).spawn(reach).is_err() {
-            let _ = self.outcomes.0.send((shard, None));
+            let why = "no thread to dial with; raise the limit on processes (ulimit -u)";
+            let _ = self.outcomes.0.send((shard, Err(why.into())));
         }
     }
 

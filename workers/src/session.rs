@@ -150,7 +150,9 @@ impl<E: Endpoint, D: Dialer> Session<E, D> {
     pub(crate) fn waits_for(&mut self) -> String {
         let (held, most) = self.driver.memory_bytes();
         let core = self.driver.core();
-        let unreachable: Vec<String> = core.unreachable().map(|shard| format!("{shard:?}")).collect();
+        let why = |shard| self.driver.disconnected().get(&shard).map_or("", String::as_str);
+        let unreachable: Vec<String> =
+            core.unreachable().map(|shard| format!("{shard:?} ({})", why(shard))).collect();
         if !unreachable.is_empty() {
             return format!("not reachable: {}", unreachable.join(", "));
         }

@@ -33,7 +33,7 @@ const PATIENCE_MS: u32 = 100_000;
 #[derive(Debug, Default)]
 struct Dials {
     asked: VecDeque<ShardId>,
-    answered: VecDeque<(ShardId, Option<Dialed>)>,
+    answered: VecDeque<(ShardId, Result<Dialed, String>)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ impl Dialer for SimDialer {
         self.0.borrow_mut().asked.push_back(shard);
     }
 
-    fn poll(&mut self) -> Option<(ShardId, Option<Dialed>)> {
+    fn poll(&mut self) -> Option<(ShardId, Result<Dialed, String>)> {
         self.0.borrow_mut().answered.pop_front()
     }
 }
@@ -542,9 +542,9 @@ impl Cluster {
                 server.wake_ns = Some(now);
                 let limits = &self.scenario.limits;
                 let grant = Grant { push_bytes: limits.push_bytes_per_link, pulls: limits.pulls_per_link };
-                Some(Dialed { link: ours, grant })
+                Ok(Dialed { link: ours, grant })
             }
-            _ => None,
+            _ => Err("its host is down".into()),
         };
         worker.dials.borrow_mut().answered.push_back((shard, outcome));
         worker.wake_ns = Some(now);

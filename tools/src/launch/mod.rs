@@ -5,6 +5,8 @@
 mod process;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,12 +14,13 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rangefold::pinning;
+use rangefold::{pinning, remote};
 use rangefold_transport::auto::Wish;
+use rangefold_transport::bootstrap::{Secret, Terms};
 use rustix::process::Signal;
 
 use crate::exit::{self, Verdict};
-use crate::usage;
+use crate::{terms, usage};
 
 use process::{Output, Process, code};
 
@@ -44,6 +47,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto,
         value_parser = usage::transport)]
     transport: Wish,
+    #[command(flatten)]
+    terms: terms::Arguments,
     /// The command: a program that uses the library, or one of our own subcommands (`train lr …`).
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
@@ -51,10 +56,15 @@ pub(crate) struct Arguments {
 
 /// Starts everything, waits for the workers, ends the rest.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
+    let mut terms = arguments.terms.terms()?;
+    if terms.secret.is_none() {
+        // Loopback is this host's, and this host may have other users.
+        terms.secret = Some(Secret::random().context("the system gives no random numbers for a secret")?);
+    }
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot catch interrupts")?;
-    let mut cluster = Cluster::new(interrupted);
+    let mut cluster = Cluster::new(interrupted, terms);
     let outcome = cluster.play(arguments);
     cluster.end();
     match outcome {
@@ -72,11 +82,20 @@ struct Cluster {
     workers: Vec<Process>,
     output: Output,
     interrupted: Arc<AtomicBool>,
+    terms: Terms,
 }
 
 impl Cluster {
-    fn new(interrupted: Arc<AtomicBool>) -> Self {
-        Self { services: Vec::new(), workers: Vec::new(), output: Output::default(), interrupted }
+    fn new(interrupted: Arc<AtomicBool>, terms: Terms) -> Self {
+        Self { services: Vec::new(), workers: Vec::new(), output: Output::default(), interrupted, terms }
+    }
+
+    /// Gives a process what it needs to be of this cluster: by its environment, as its arguments can be read by everybody.
+    fn let_in(&self, command: &mut Command) {
+        if let Some(secret) = &self.terms.secret {
+            command.env(remote::SECRET_VARIABLE, OsStr::from_bytes(secret.expose()));
+        }
+        command.env(remote::PEER_TIMEOUT_VARIABLE, self.terms.peer_timeout.as_secs().to_string());
     }
 
     fn interrupted(&self) -> bool {
@@ -104,6 +123,7 @@ impl Cluster {
                 return Ok(Verdict::Interrupted);
             }
             let mut command = ours()?;
+            self.let_in(&mut command);
             command.env(pinning::VARIABLE, take(shards));
             command.env("RANGEFOLD_SERVER", server.to_string());
             command.env("RANGEFOLD_BUSY_THREADS", busy.to_string());
@@ -130,6 +150,7 @@ impl Cluster {
                 command.args(&arguments.command[1..]);
                 command
             };
+            self.let_in(&mut command);
             command.env(pinning::VARIABLE, take(1));
             command.env("RANGEFOLD_BUSY_THREADS", busy.to_string());
             command.env("RANGEFOLD_SCHEDULER", &address);
@@ -146,6 +167,7 @@ impl Cluster {
     /// want to wait for that.
     fn start_scheduler(&mut self, servers: u32) -> anyhow::Result<Option<String>> {
         let mut command = ours()?;
+        self.let_in(&mut command);
         command.args(["scheduler", "--bind", "127.0.0.1:0", "--until-stdin-closes"]);
         command.args(["--servers", &servers.to_string()]);
         let (process, first) = Process::start_and_hear(&self.output, "scheduler".into(), command)?;

@@ -211,6 +211,7 @@ fn between(
                 busy_poll: plan.busy_poll,
                 shares_processors: true,
                 told: |_| {},
+                terms: plan.terms.clone(),
             };
             let service = Service::start(HERE, options).map_err(Stop::Failed)?;
             let address = service.address().to_string();
@@ -220,7 +221,7 @@ fn between(
     };
     let threads = u16::try_from(plan.threads).unwrap_or(u16::MAX);
     let ask = Ask { store: !is_raw, transport: wish.to_string(), threads };
-    let session = Session::open(&address, &ask, plan.timeout)?;
+    let session = Session::open(&address, &ask, &plan.terms, plan.timeout)?;
     let flags = flags.clone().with_gone(session.gone());
     // Threads of this host that may spin; one thread drives a store's client at a time.
     let ours = if is_raw { plan.threads } else { 1 };
@@ -235,7 +236,7 @@ fn between(
         Crew::start(plan.threads, &plan.cores, clock, move |_| {
             let plan = &of_plan;
             let (endpoint, _) = self::endpoint(plan, wish, true)?;
-            let link = connection::join(&address, name, plan.timeout);
+            let link = connection::join(&address, name, &plan.terms, plan.timeout);
             let link = link.map_err(|error| Stop::Lost(error.to_string()))?;
             sender::Sender::new(endpoint, link, sender_options(plan, turns, flags.clone()))
         })?
@@ -266,6 +267,7 @@ fn store_client(
         busy_threads,
         busy_poll: plan.busy_poll,
         deadline: plan.timeout,
+        terms: plan.terms.clone(),
         ..remote::Options::default()
     };
     let client = remote::connect(&options, endpoint).map_err(|error| Stop::Lost(error.to_string()))?;

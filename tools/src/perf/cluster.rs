@@ -10,7 +10,7 @@ use anyhow::Context;
 use rangefold::Limits;
 use rangefold::server::{Options, Server, Stopper};
 use rangefold_transport::auto;
-use rangefold_transport::bootstrap::Listener;
+use rangefold_transport::bootstrap::{Listener, Terms};
 use rangefold_transport::wait::Clock;
 use rangefold_workers::coordinator::Coordinator;
 use rangefold_workers::scheduler;
@@ -36,6 +36,7 @@ pub(super) struct Shard<'a> {
     pub(super) cores: Vec<usize>,
     pub(super) busy_threads: usize,
     pub(super) busy_poll: bool,
+    pub(super) terms: Terms,
 }
 
 impl Cluster {
@@ -43,7 +44,7 @@ impl Cluster {
     pub(super) fn start(ip: IpAddr, shard: Shard<'_>) -> anyhow::Result<Self> {
         // An address as text needs brackets around an IPv6 one.
         let any_port = std::net::SocketAddr::new(ip, 0).to_string();
-        let listener = Arc::new(connection::listen(&any_port)?);
+        let listener = Arc::new(connection::listen(&any_port, shard.terms.clone())?);
         let coordinator = Arc::new(Coordinator::new(Clock::new(), 1));
         let mut cluster = Self { scheduler: Arc::clone(&listener), server: None, threads: Vec::new() };
         let address = listener.address().to_string();
@@ -61,13 +62,14 @@ impl Cluster {
             busy_poll: shard.busy_poll,
             limits: Limits::standard(),
             deadline: START,
+            terms: shard.terms,
         };
         let endpoint = || {
             auto::Endpoint::new(shard.endpoint)
                 .map(|(endpoint, _)| endpoint)
                 .map_err(|error| error.to_string())
         };
-        let server = Server::start(&options, endpoint).context("cannot start a shard")?;
+        let server = Server::start(&options, endpoint, |_| {}).context("cannot start a shard")?;
         cluster.server = Some(server.stopper());
         cluster.spawn("rangefold-perf-server", move || {
             // Its end is the session's, or seen by the client as that of its connections.

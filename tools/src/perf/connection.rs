@@ -8,7 +8,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rangefold_transport::Link;
-use rangefold_transport::bootstrap::{BindError, DialError, Dialed, Hello, Listener, Options, Purpose, dial};
+use rangefold_transport::bootstrap::{
+    BindError, DialError, Dialed, Hello, Listener, Options, Purpose, Terms, dial,
+};
 
 /// What tells a measurement from a cluster's job, which counts from 1.
 const JOB: u16 = u16::from_be_bytes(*b"pf");
@@ -25,24 +27,24 @@ pub(super) enum Visitor {
 }
 
 /// Listens at `address`.
-pub(super) fn listen(address: &str) -> Result<Listener, BindError> {
-    Listener::bind(address, Options::default())
+pub(super) fn listen(address: &str, terms: Terms) -> Result<Listener, BindError> {
+    Listener::bind(address, Options { terms, ..Options::default() })
 }
 
 /// Opens the control connection of a new session.
-pub(super) fn open(address: &str, timeout: Duration) -> Result<TcpStream, DialError> {
+pub(super) fn open(address: &str, terms: &Terms, timeout: Duration) -> Result<TcpStream, DialError> {
     let hello = Hello { purpose: Purpose::Control, job: JOB, greeting: GREETING.to_vec() };
-    match dial(address, &hello, Instant::now() + timeout)? {
+    match dial(address, &hello, terms, Instant::now() + timeout)? {
         Dialed::Control { stream, .. } => Ok(stream),
         Dialed::Data { .. } => unreachable!("a hello for control is answered by a control stream"),
     }
 }
 
 /// Opens a data connection of a session.
-pub(super) fn join(address: &str, session: u64, timeout: Duration) -> Result<Link, DialError> {
+pub(super) fn join(address: &str, session: u64, terms: &Terms, timeout: Duration) -> Result<Link, DialError> {
     let hello =
         Hello { purpose: Purpose::Data { shard: 0 }, job: JOB, greeting: session.to_le_bytes().to_vec() };
-    match dial(address, &hello, Instant::now() + timeout)? {
+    match dial(address, &hello, terms, Instant::now() + timeout)? {
         Dialed::Data { link, .. } => Ok(link),
         Dialed::Control { .. } => unreachable!("a hello for data is answered by a link"),
     }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use rangefold_transport::auto::Wish;
+use rangefold_transport::bootstrap::Terms;
 use serde_json::{Value, json};
 
 use super::pace::{Limit, Pace, whole};
 use super::size::{ELEMENT_BYTES, Shape, Sweep, number, store_shape};
 use super::verdict::Bounds;
 use crate::exit::Usage;
-use crate::usage;
+use crate::{terms, usage};
 
 /// Messages under way, unless said otherwise: enough to fill a stream from 64 KiB on, few enough to read latencies by.
 const DEPTH: u16 = 16;
@@ -86,6 +87,8 @@ pub(super) struct ServerArguments {
     /// Spin for ever instead of sleeping after a while: a processor for each thread.
     #[arg(long)]
     pub(super) busy_poll: bool,
+    #[command(flatten)]
+    pub(super) terms: terms::Arguments,
 }
 
 /// Options of every measurement.
@@ -145,6 +148,8 @@ pub(super) struct Common {
     /// Give up when a connection or an acknowledgement takes longer, in seconds.
     #[arg(long, value_name = "S", default_value_t = 10, allow_negative_numbers = true, value_parser = usage::seconds())]
     timeout: u64,
+    #[command(flatten)]
+    terms: terms::Arguments,
 }
 
 /// Options of a measurement of the bare transport.
@@ -275,6 +280,7 @@ pub(super) struct Plan {
     pub(super) format: Format,
     pub(super) bounds: Bounds,
     pub(super) timeout: Duration,
+    pub(super) terms: Terms,
 }
 
 impl Plan {
@@ -362,6 +368,7 @@ impl Plan {
             format: common.format,
             bounds: Bounds { bandwidth_min: common.min_bw, p99_max_us: common.max_p99 },
             timeout: Duration::from_secs(*timeout),
+            terms: common.terms.terms()?,
         })
     }
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rangefold_transport::auto::{self, Wish};
-use rangefold_transport::bootstrap::{Accepted, Answer as Admission, Handler, Hello, Listener};
+use rangefold_transport::bootstrap::{
+    Accepted, Answer as Admission, BindError, Handler, Hello, Listener, Terms,
+};
 use rangefold_transport::wait::{Clock, Loop};
 use rangefold_transport::{Endpoint as _, Link};
 use rangefold_workers::control_stream::{read, write};
@@ -42,6 +44,8 @@ pub(super) struct Options {
     pub(super) shares_processors: bool,
     /// Says what happens; nothing where a client of the same process does.
     pub(super) told: fn(&str),
+    /// What its connections are held to.
+    pub(super) terms: Terms,
 }
 
 /// Receivers of one session.
@@ -78,6 +82,7 @@ pub(super) fn run(arguments: &ServerArguments) -> anyhow::Result<Verdict> {
         busy_poll: arguments.busy_poll,
         shares_processors: false,
         told: say::note,
+        terms: arguments.terms.terms()?,
     };
     // Now rather than when the first client comes.
     if let Err(unavailable) = auto::Endpoint::new(&endpoint(options.transport, false)) {
@@ -97,14 +102,11 @@ impl Service {
     /// # Errors
     /// The address cannot be bound, or others than this host could connect.
     pub(super) fn start(address: &str, options: Options) -> anyhow::Result<Self> {
-        let listener = Arc::new(connection::listen(address)?);
-        if !listener.address().ip().is_loopback() {
-            return Err(Usage(format!(
-                "{} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address",
-                listener.address()
-            ))
-            .into());
-        }
+        let listener = connection::listen(address, options.terms.clone()).map_err(|error| match error {
+            BindError::Exposed { .. } => anyhow::Error::new(Usage(format!("--bind: {error}"))),
+            error => error.into(),
+        })?;
+        let listener = Arc::new(listener);
         let desk = Arc::new(Desk {
             options,
             host: Host::here(),
@@ -234,6 +236,7 @@ impl Desk {
                 cores: self.options.cores.clone(),
                 busy_threads,
                 busy_poll: self.options.busy_poll,
+                terms: self.options.terms.clone(),
             };
             let ip = stream.local_addr()?.ip();
             let cluster = Cluster::start(ip, shard).map_err(|error| refuse(error, false))?;

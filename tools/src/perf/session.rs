@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rangefold_transport::auto::{Choice, Wish};
+use rangefold_transport::bootstrap::Terms;
 use rangefold_workers::control_stream::{read, write};
 use serde::{Deserialize, Serialize};
 
@@ -107,8 +108,9 @@ pub(super) struct Session {
 
 impl Session {
     /// Opens a session at `address`.
-    pub(super) fn open(address: &str, ask: &Ask, timeout: Duration) -> Result<Self, Stop> {
-        let stream = connection::open(address, timeout).map_err(|error| Stop::Lost(error.to_string()))?;
+    pub(super) fn open(address: &str, ask: &Ask, terms: &Terms, timeout: Duration) -> Result<Self, Stop> {
+        let stream =
+            connection::open(address, terms, timeout).map_err(|error| Stop::Lost(error.to_string()))?;
         let broken = |error: std::io::Error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => Stop::Lost(format!(
                 "the server at {address} did not answer within {timeout:?}; it is stopped or overloaded"

@@ -6,6 +6,7 @@ mod model;
 mod options;
 mod report;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::ProgressBar;
 use rangefold::embed::{self, Cluster};
-use rangefold::{Client, Dialer, Endpoint, Limits, pinning, remote};
+use rangefold::{Client, Dialer, Endpoint, Limits, ShardId, pinning, remote};
 use rangefold_learn::mapping::Mapping;
 use rangefold_learn::plan::Reason;
 use rangefold_learn::train::{Ended, Job, Outcome, Seen, train};
@@ -134,6 +135,7 @@ fn joined(
         tau: Some(job.delay),
         busy_threads: arguments.busy_threads,
         deadline: job.deadline,
+        terms: seat.terms.clone(),
         ..remote::Options::default()
     };
     let begun = Instant::now();
@@ -222,7 +224,7 @@ fn work<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
     Ok((outcome, share))
 }
 
-/// Says what a worker waits for when it has waited for long, once for each wait.
+/// Says what a worker waits for when it has waited for long, once for each wait, and which connections it loses and has again.
 fn name_stalls<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
     client: &Client<E, D>,
     rank: u32,
@@ -230,7 +232,16 @@ fn name_stalls<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
     end: &mpsc::Receiver<()>,
 ) {
     let mut told = false;
+    let mut lost: BTreeMap<ShardId, String> = BTreeMap::new();
     while end.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+        let now: BTreeMap<ShardId, String> = client.disconnected().into_iter().collect();
+        for (shard, why) in now.iter().filter(|(shard, _)| !lost.contains_key(shard)) {
+            say::note(&format!("worker {rank} has no connection to {shard:?}: {why}"));
+        }
+        for shard in lost.keys().filter(|shard| !now.contains_key(shard)) {
+            say::note(&format!("worker {rank} is connected to {shard:?} again"));
+        }
+        lost = now;
         match client.waiting() {
             Some((waiting, what)) if waiting >= STALL => {
                 if !told {

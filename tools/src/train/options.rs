@@ -7,8 +7,10 @@ use std::time::Duration;
 use rangefold::{Round, pinning};
 use rangefold_learn::train::Job;
 use rangefold_transport::auto::Wish;
+use rangefold_transport::bootstrap::Terms;
 
 use crate::exit::Usage;
+use crate::terms;
 use crate::usage::{self, Given};
 
 /// Passes after which a job has failed, if its user did not say.
@@ -74,6 +76,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1, allow_negative_numbers = true,
         value_parser = usage::threads())]
     pub(super) busy_threads: usize,
+    #[command(flatten)]
+    terms: terms::Arguments,
     /// Write the weights as text, one `index value` a line, the constant feature last.
     #[arg(long, value_name = "FILE")]
     pub(super) model: Option<PathBuf>,
@@ -113,6 +117,7 @@ pub(super) struct Seat<'a> {
     pub(super) wish: Wish,
     /// Processors of this process; the worker's thread takes the first.
     pub(super) cores: Vec<usize>,
+    pub(super) terms: Terms,
 }
 
 impl Arguments {
@@ -180,6 +185,13 @@ impl Arguments {
                 given.origin("rank", "--rank", "RANGEFOLD_RANK")
             )));
         }
+        if self.terms.names_a_secret() {
+            return Err(Usage(
+                "--secret-file is for a running cluster, but without --scheduler the cluster is embedded in this process, where \
+                 nobody connects; give the scheduler's address, or leave the file out"
+                    .into(),
+            ));
+        }
         Ok(Place::Embedded { servers: self.servers })
     }
 
@@ -217,6 +229,6 @@ impl Arguments {
             )));
         }
         let cores = usage::cores(&std::env::var(pinning::VARIABLE).unwrap_or_default(), pinning::VARIABLE)?;
-        Ok(Seat { scheduler, rank, wish, cores })
+        Ok(Seat { scheduler, rank, wish, cores, terms: self.terms.terms()? })
     }
 }

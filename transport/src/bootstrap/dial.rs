@@ -1,4 +1,4 @@
-//! The dialling side: resolve, connect, greet, all within one deadline.
+//! The dialling side: resolve, connect, shake hands, all within one deadline.
 //! Knows addresses and reasons for failure; does not know what a greeting says. Called by whoever needs a connection.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::hello::{Hello, Purpose, ReadError, Reply, VERSION};
+use super::Terms;
+use super::handshake::{Dialler, Fault, Mismatch};
+use super::message::{Hello, Purpose, VERSION};
+use super::secret::draw;
+use super::stream::{Failure, Stream, converse, settle};
 use crate::link::Link;
 
 /// A connection after its handshake.
@@ -44,15 +48,19 @@ pub enum DialError {
         source: std::io::Error,
     },
     /// The host answers, and no process listens.
-    #[error("nothing listens on {address}: its process is not started yet, has ended, or uses another port")]
+    #[error(
+        "nothing listens on {address} ({source}): its process is not started yet, has ended, or uses another port or interface"
+    )]
     NothingListens {
-        /// As given.
+        /// As given, and what it was resolved to.
         address: String,
+        /// The system's words.
+        source: std::io::Error,
     },
     /// No way there.
     #[error("cannot reach {address}: {source}; check the route, the firewall, and that the host is up")]
     Unreachable {
-        /// As given.
+        /// As given, and what it was resolved to.
         address: String,
         /// The system's words.
         source: std::io::Error,
@@ -86,7 +94,25 @@ pub enum DialError {
         /// The other side's.
         theirs: u16,
     },
-    /// The other side said no.
+    /// The sides do not know the same secret.
+    #[error(
+        "this side and {address} do not share a cluster secret (--secret-file, RANGEFOLD_SECRET): {mismatch}"
+    )]
+    Unauthenticated {
+        /// As given.
+        address: String,
+        /// How they do not.
+        mismatch: Mismatch,
+    },
+    /// This side has no random source to draw a nonce from.
+    #[error("cannot dial {address}: the system gives no random numbers: {source}")]
+    NoRandom {
+        /// As given.
+        address: String,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The other side, which has proven itself, said no.
     #[error("{address} refused the connection: {text}")]
     Refused {
         /// As given.
@@ -128,32 +154,38 @@ impl std::fmt::Display for Stage {
 ///
 /// # Panics
 /// When the greeting is longer than [`GREETING_BYTES_MAX`](super::GREETING_BYTES_MAX).
-pub fn dial(address: &str, hello: &Hello, deadline: Instant) -> Result<Dialed, DialError> {
+pub fn dial(address: &str, hello: &Hello, terms: &Terms, deadline: Instant) -> Result<Dialed, DialError> {
     let resolved: Vec<SocketAddr> = address
         .to_socket_addrs()
         .map_err(|source| DialError::Resolve { address: address.to_owned(), source })?
         .collect();
     let stream = connect(address, &resolved, deadline)?;
-    let failed = |error| explain(address, &error);
-    hello.write(&stream, deadline).map_err(failed)?;
-    let (number, greeting) = match Reply::read(&stream, deadline).map_err(failed)? {
-        Reply::Ready { number, greeting } => (number, greeting),
-        Reply::Refused { text } => return Err(DialError::Refused { address: address.to_owned(), text }),
-        Reply::OtherVersion { theirs } => {
-            return Err(DialError::Version { address: address.to_owned(), ours: VERSION, theirs });
-        }
-    };
-    let plain = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
-    let dialed = plain.and_then(|()| match hello.purpose {
+    let (number, greeting) = introduce(&stream, address, hello, terms, deadline)?;
+    let dialed = settle(&stream, terms).and_then(|()| match hello.purpose {
         Purpose::Data { .. } => Link::tcp(stream, number).map(|link| Dialed::Data { link, greeting }),
-        Purpose::Control => stream.set_nodelay(true).map(|()| Dialed::Control { stream, number, greeting }),
+        Purpose::Control => Ok(Dialed::Control { stream, number, greeting }),
     });
     dialed.map_err(|_| DialError::Closed { address: address.to_owned() })
 }
 
+/// The dialling side of a handshake on any stream: the connection's number, and the acceptor's greeting.
+fn introduce(
+    stream: &impl Stream,
+    address: &str,
+    hello: &Hello,
+    terms: &Terms,
+    deadline: Instant,
+) -> Result<(u64, Vec<u8>), DialError> {
+    let nonce = draw().map_err(|source| DialError::NoRandom { address: address.to_owned(), source })?;
+    let (mut dialler, first) = Dialler::begin(hello, terms.secret.clone(), nonce);
+    converse(stream, deadline, first, |bytes| dialler.take(bytes))
+        .map(|welcome| (welcome.number, welcome.greeting))
+        .map_err(|failure| explain(address, failure))
+}
+
 /// The first of the addresses that takes a connection. Each gets an equal part of the time that is left.
 fn connect(address: &str, resolved: &[SocketAddr], deadline: Instant) -> Result<TcpStream, DialError> {
-    let late = || DialError::Late { address: address.to_owned(), stage: Stage::Connect };
+    let late = |address| DialError::Late { address, stage: Stage::Connect };
     let mut failure = None;
     for (tried, candidate) in resolved.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -165,27 +197,34 @@ fn connect(address: &str, resolved: &[SocketAddr], deadline: Instant) -> Result<
             Ok(stream) => return Ok(stream),
             Err(source) => source,
         };
+        let address = named(address, candidate);
         let error = match source.kind() {
-            std::io::ErrorKind::ConnectionRefused => {
-                DialError::NothingListens { address: address.to_owned() }
-            }
-            std::io::ErrorKind::TimedOut => late(),
-            _ => DialError::Unreachable { address: address.to_owned(), source },
+            std::io::ErrorKind::ConnectionRefused => DialError::NothingListens { address, source },
+            std::io::ErrorKind::TimedOut => late(address),
+            _ => DialError::Unreachable { address, source },
         };
         // "Nothing listens" of one address says more than "no way there" of another.
         if !matches!(failure, Some(DialError::NothingListens { .. })) {
             failure = Some(error);
         }
     }
-    Err(failure.unwrap_or_else(late))
+    Err(failure.unwrap_or_else(|| late(address.to_owned())))
 }
 
-fn explain(address: &str, error: &ReadError) -> DialError {
+/// An address as it was given, and what it was resolved to if that says more.
+pub(super) fn named(address: &str, resolved: &SocketAddr) -> String {
+    let resolved = resolved.to_string();
+    if resolved == address { resolved } else { format!("{address} ({resolved})") }
+}
+
+fn explain(address: &str, failure: Failure) -> DialError {
     let address = address.to_owned();
-    match error {
-        ReadError::Late => DialError::Late { address, stage: Stage::Handshake },
-        ReadError::Closed => DialError::Closed { address },
-        ReadError::Foreign => DialError::NotRangefold { address },
-        ReadError::Version(theirs) => DialError::Version { address, ours: VERSION, theirs: *theirs },
+    match failure {
+        Failure::Late => DialError::Late { address, stage: Stage::Handshake },
+        Failure::Closed => DialError::Closed { address },
+        Failure::Fault(Fault::Foreign) => DialError::NotRangefold { address },
+        Failure::Fault(Fault::Version(theirs)) => DialError::Version { address, ours: VERSION, theirs },
+        Failure::Fault(Fault::Unauthenticated(mismatch)) => DialError::Unauthenticated { address, mismatch },
+        Failure::Fault(Fault::Refused(text)) => DialError::Refused { address, text },
     }
 }

@@ -12,22 +12,29 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use thiserror::Error;
 
-use super::hello::{GREETING_BYTES_MAX, Hello, Purpose, ReadError, Reply, shortened};
+use super::Terms;
+use super::dial::named;
+use super::handshake::{Acceptor, Fault};
+use super::message::{GREETING_BYTES_MAX, Hello, Purpose};
+use super::secret::draw;
+use super::stream::{Failure, Stream, converse, settle, write};
 use crate::link::Link;
 
 /// How a listener treats those who come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Options {
     /// Handshakes at a time; further connections wait in the system's backlog.
     pub handshakes_max: usize,
     /// For the whole of a handshake.
     pub handshake_timeout: Duration,
+    /// What they must prove, and how their silence is noticed.
+    pub terms: Terms,
 }
 
 impl Default for Options {
     /// 16 threads are few and a stalled peer holds one for 5 s at most, so 16 stallers delay others by 5 s.
     fn default() -> Self {
-        Self { handshakes_max: 16, handshake_timeout: Duration::from_secs(5) }
+        Self { handshakes_max: 16, handshake_timeout: Duration::from_secs(5), terms: Terms::default() }
     }
 }
 
@@ -44,6 +51,15 @@ pub enum BindError {
         address: String,
         /// The system's words.
         source: std::io::Error,
+    },
+    /// Others than this host could connect, and nobody would have to prove anything.
+    #[error(
+        "{address} can be reached from other hosts, and without a cluster secret only loopback addresses are listened on: give \
+         all nodes the same secret (--secret-file or RANGEFOLD_SECRET), or bind a loopback address"
+    )]
+    Exposed {
+        /// As given, and what it was resolved to.
+        address: String,
     },
     /// Somebody listens there.
     #[error(
@@ -131,6 +147,8 @@ pub struct Stats {
     pub accepted: u64,
     /// Refused by the handler.
     pub refused: u64,
+    /// Turned away because they did not prove that they know the secret, or want one that this side has not.
+    pub unauthenticated: u64,
     /// Of another version.
     pub other_version: u64,
     /// Cut off because they had not finished in time.
@@ -146,6 +164,7 @@ struct Counters {
     connections: AtomicU64,
     accepted: AtomicU64,
     refused: AtomicU64,
+    unauthenticated: AtomicU64,
     other_version: AtomicU64,
     late: AtomicU64,
     foreign: AtomicU64,
@@ -168,7 +187,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `address` (`host:port`, `[::1]:0`); the first resolved address that works is used.
+    /// Listens on `address` (`host:port`, `[::1]:0`); the first resolved address that works is used. Without a secret, every
+    /// one must be a loopback address.
     ///
     /// # Errors
     /// [`BindError`], with the likely cause and its remedy.
@@ -186,6 +206,10 @@ impl Listener {
             .to_socket_addrs()
             .map_err(|source| BindError::Address { address: address.to_owned(), source })?;
         let resolved: Vec<_> = resolved.collect();
+        let exposed = resolved.iter().find(|address| !address.ip().to_canonical().is_loopback());
+        if let (None, Some(exposed)) = (&options.terms.secret, exposed) {
+            return Err(BindError::Exposed { address: named(address, exposed) });
+        }
         let socket = TcpListener::bind(resolved.as_slice()).map_err(explain)?;
         // Ready may be said of a connection that is gone by the time it is accepted.
         socket.set_nonblocking(true).map_err(explain)?;
@@ -218,6 +242,7 @@ impl Listener {
             connections: read(&self.counters.connections),
             accepted: read(&self.counters.accepted),
             refused: read(&self.counters.refused),
+            unauthenticated: read(&self.counters.unauthenticated),
             other_version: read(&self.counters.other_version),
             late: read(&self.counters.late),
             foreign: read(&self.counters.foreign),
@@ -315,40 +340,15 @@ impl Listener {
     }
 
     fn handshake(&self, stream: TcpStream, from: SocketAddr, handler: &dyn Handler) {
-        let deadline = Instant::now() + self.options.handshake_timeout;
-        let hello = match Hello::read(&stream, deadline) {
-            Ok(hello) => hello,
-            Err(error) => {
-                if let ReadError::Version(theirs) = error {
-                    let _ = Reply::OtherVersion { theirs }.write(&stream, deadline);
-                }
-                return self.count_error(&error);
-            }
+        let (number, hello) = match self.receive(&stream, from, handler) {
+            Ok(received) => received,
+            Err(counter) => return count(counter),
         };
-        let greeting = match handler.decide(&hello, from) {
-            Answer::Accept { greeting } if greeting.len() <= GREETING_BYTES_MAX => greeting,
-            Answer::Accept { greeting } => {
-                debug_assert!(false, "a greeting of {} bytes", greeting.len());
-                return count(&self.counters.refused);
-            }
-            Answer::Refuse { text } => {
-                let _ = Reply::Refused { text: shortened(&text) }.write(&stream, deadline);
-                return count(&self.counters.refused);
-            }
-        };
-        // Without random numbers two connections might take each other's frames: nobody comes in.
-        let Some(number) = draw_number() else { return count(&self.counters.gone) };
-        if let Err(error) = (Reply::Ready { number, greeting }).write(&stream, deadline) {
-            return self.count_error(&error);
-        }
-        let plain = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
-        let accepted = plain.and_then(|()| match hello.purpose {
+        let accepted = settle(&stream, &self.options.terms).and_then(|()| match hello.purpose {
             Purpose::Data { shard } => {
                 Link::tcp(stream, number).map(|link| Accepted::Data { link, shard, hello })
             }
-            Purpose::Control => {
-                stream.set_nodelay(true).map(|()| Accepted::Control { stream, number, hello })
-            }
+            Purpose::Control => Ok(Accepted::Control { stream, number, hello }),
         });
         match accepted {
             Ok(accepted) => {
@@ -359,13 +359,54 @@ impl Listener {
         }
     }
 
-    fn count_error(&self, error: &ReadError) {
-        count(match error {
-            ReadError::Late => &self.counters.late,
-            ReadError::Closed => &self.counters.gone,
-            ReadError::Foreign => &self.counters.foreign,
-            ReadError::Version(_) => &self.counters.other_version,
-        });
+    /// The accepting side of a handshake on any stream: the connection's number and what the other side has said, when it is
+    /// in and has been told; or what it counts as.
+    fn receive(
+        &self,
+        stream: &impl Stream,
+        from: SocketAddr,
+        handler: &dyn Handler,
+    ) -> Result<(u64, Hello), &AtomicU64> {
+        let deadline = Instant::now() + self.options.handshake_timeout;
+        // Without random numbers a handshake could be replayed, and two connections take each other's frames: nobody comes in.
+        let Ok(nonce) = draw() else { return Err(&self.counters.gone) };
+        let Ok(number) = draw().map(u64::from_le_bytes) else { return Err(&self.counters.gone) };
+        let mut acceptor = Acceptor::new(self.options.terms.secret.clone(), nonce);
+        let heard = converse(stream, deadline, acceptor.begin(), |bytes| acceptor.take(bytes));
+        let hello = heard.map_err(|failure| {
+            if let Failure::Fault(fault) = &failure
+                && let Some(farewell) = acceptor.farewell(fault)
+            {
+                // It may not want to hear it.
+                let _ = write(stream, deadline, &farewell);
+            }
+            self.counter(&failure)
+        })?;
+        let greeting = match handler.decide(&hello, from) {
+            Answer::Accept { greeting } if greeting.len() <= GREETING_BYTES_MAX => greeting,
+            Answer::Accept { greeting } => {
+                debug_assert!(false, "a greeting of {} bytes", greeting.len());
+                return Err(&self.counters.refused);
+            }
+            Answer::Refuse { text } => {
+                let _ = write(stream, deadline, &acceptor.refused(&text));
+                return Err(&self.counters.refused);
+            }
+        };
+        let ready = acceptor.ready(number, &greeting);
+        write(stream, deadline, &ready).map_err(|failure| self.counter(&failure))?;
+        Ok((number, hello))
+    }
+
+    fn counter(&self, failure: &Failure) -> &AtomicU64 {
+        match failure {
+            Failure::Late => &self.counters.late,
+            Failure::Closed => &self.counters.gone,
+            Failure::Fault(Fault::Version(_)) => &self.counters.other_version,
+            Failure::Fault(Fault::Unauthenticated(_)) => &self.counters.unauthenticated,
+            // Only a dialler is refused.
+            Failure::Fault(Fault::Foreign | Fault::Refused(_)) => &self.counters.foreign,
+        }
     }
 }
 
@@ -378,11 +419,4 @@ impl fmt::Debug for Listener {
 fn count(counter: &AtomicU64) {
     // Relaxed: numbers for people.
     counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// A number that no other connection has, from the system's random source.
-fn draw_number() -> Option<u64> {
-    let mut bytes = [0; 8];
-    let count = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).ok()?;
-    (count == bytes.len()).then_some(u64::from_le_bytes(bytes))
 }

@@ -1,17 +1,43 @@
 //! How connections come about: a listener, a dialler, and the handshake between them. For control threads only.
-//! Knows addresses, deadlines and greetings; does not know what a greeting says, and never meets the data path.
+//! Knows addresses, secrets, deadlines and greetings; does not know what a greeting says, and never meets the data path.
 //! Called by the control thread of a process (`Listener::serve`) and by whoever connects (`dial`).
-//! Source: `transport/DESIGN.md` (bootstrap); protocol.md F1 (the connection's number).
+//! Source: `transport/DESIGN.md` (bootstrap, authentication); protocol.md F1 (the connection's number).
 //!
-//! Blocking sockets of the standard library, each with a deadline. Whoever is slow, silent or not of ours is cut off
-//! and counted; nobody else notices. The acceptor draws the connection's number from the system's random source.
+//! Blocking sockets of the standard library, each with a deadline. Whoever is slow, silent, not of ours or does not know the
+//! cluster's secret is cut off and counted; nobody else notices. The acceptor draws the connection's number from the
+//! system's random source.
 
 mod dial;
-mod hello;
+pub mod handshake;
+mod keepalive;
 mod listener;
+mod message;
+mod secret;
+mod stream;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+use std::time::Duration;
+
 pub use dial::{DialError, Dialed, Stage, dial};
-pub use hello::{GREETING_BYTES_MAX, Hello, Purpose, VERSION};
+pub use keepalive::{PEER_TIMEOUT, PEER_TIMEOUT_MAX, PEER_TIMEOUT_MIN};
 pub use listener::{Accepted, Answer, BindError, Handler, Listener, Options, Stats};
+pub use message::{GREETING_BYTES_MAX, Hello, Nonce, Purpose, VERSION};
+pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, Secret, SecretError};
+
+/// What every connection of a cluster is held to, on both sides.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Terms {
+    /// What the sides prove to each other that they know. Without one, only loopback addresses are listened on.
+    pub secret: Option<Secret>,
+    /// Within how long a peer of which nothing is heard is found lost; between [`PEER_TIMEOUT_MIN`] and
+    /// [`PEER_TIMEOUT_MAX`].
+    pub peer_timeout: Duration,
+}
+
+impl Default for Terms {
+    /// No secret, which confines a cluster to its host; [`PEER_TIMEOUT`].
+    fn default() -> Self {
+        Self { secret: None, peer_timeout: PEER_TIMEOUT }
+    }
+}

@@ -78,8 +78,10 @@ pub(crate) const CLOSE_PATIENCE_MS: u32 = 5_000;
 
 /// What a failed receive or send says about the peer.
 pub(crate) fn reason_of(error: rustix::io::Errno) -> LostReason {
+    use rustix::io::Errno;
     match error {
-        rustix::io::Errno::TIMEDOUT => LostReason::Silent,
+        // Of a connection that stands, the last three say why the kernel had to give up waiting.
+        Errno::TIMEDOUT | Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN => LostReason::Silent,
         _ => LostReason::Broken,
     }
 }

@@ -1,0 +1,120 @@
+//! The secret of a cluster: where it comes from, and who is kept out.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Output;
+
+use crate::harness::{Scratch, Started, children, error_of, finish, launch_two, rangefold, run, variable};
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+fn write(path: &Path, text: &str, mode: u32) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn with_secret(arguments: &str, secret: &str) -> Output {
+    finish(rangefold(arguments).env("RANGEFOLD_SECRET", secret).spawn().unwrap())
+}
+
+#[test]
+fn nodes_with_the_secret_work_together_and_others_are_told_why_they_do_not() {
+    let (file, other) = (Scratch::new("secret"), Scratch::new("other-secret"));
+    write(&file.0, &format!("{SECRET}\n"), 0o600);
+    write(&other.0, "another secret altogether", 0o400);
+    let guarded = format!("--secret-file {}", file.path());
+    let mut scheduler = Started::new(&format!("scheduler --bind 127.0.0.1:0 {guarded}"));
+    let address = scheduler.first_line().strip_prefix("listening on ").unwrap().to_owned();
+    let join = format!("--scheduler {address} --deadline 10");
+    for node in ["server", "train lr --workers 1"] {
+        let without = run(&format!("{node} {join}"));
+        assert_eq!(without.status.code(), Some(1), "{node}");
+        let asked = "the other side asks for one, and this side has none";
+        assert!(error_of(&without).contains(asked), "{node}: {}", error_of(&without));
+        let differs = run(&format!("{node} {join} --secret-file {}", other.path()));
+        assert_eq!(differs.status.code(), Some(1), "{node}");
+        let give = "the other side does not take this side's; give both the same";
+        assert!(error_of(&differs).contains(give), "{node}: {}", error_of(&differs));
+    }
+    let mut server = Started::new(&format!("server {join} {guarded}"));
+    assert!(server.first_note().contains("serves on"));
+    // The environment serves as well as the file.
+    let trained = with_secret(&format!("train lr {join} --workers 1 --gap 0.01"), SECRET);
+    assert!(trained.status.success(), "{}", error_of(&trained));
+}
+
+#[test]
+fn who_has_a_secret_joins_no_cluster_without_one() {
+    let mut scheduler = Started::new("scheduler --bind 127.0.0.1:0");
+    let address = scheduler.first_line().strip_prefix("listening on ").unwrap().to_owned();
+    let output = with_secret(&format!("server --scheduler {address} --deadline 10"), SECRET);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error_of(&output).contains("this side has one, and the other has none"), "{}", error_of(&output));
+}
+
+#[test]
+fn a_secret_that_is_none_or_that_others_may_read_is_refused() {
+    let scratch = Scratch::new("secrets");
+    std::fs::create_dir(&scratch.0).unwrap();
+    let at = |name: &str| scratch.0.join(name);
+    write(&at("open"), SECRET, 0o644);
+    write(&at("short"), "fifteen bytes..\n", 0o600);
+    write(&at("good"), SECRET, 0o600);
+    let expected = [("open", "(chmod 600 "), ("short", "this one has 15"), ("none", "No such file")];
+    for node in ["scheduler --bind 127.0.0.1:0", "server --scheduler 127.0.0.1:9", "launch"] {
+        let command = if node == "launch" { "-- train lr" } else { "" };
+        for (name, why) in expected {
+            let output = run(&format!("{node} --secret-file {} {command}", at(name).display()));
+            assert_eq!(output.status.code(), Some(2), "{node}, {name}");
+            assert!(error_of(&output).contains(why), "{node}, {name}: {}", error_of(&output));
+        }
+        let short = with_secret(&format!("{node} {command}"), "too short");
+        assert_eq!(short.status.code(), Some(2), "{node}");
+        assert!(error_of(&short).contains("RANGEFOLD_SECRET: a cluster secret has 16 to 4096 bytes"));
+        assert!(!error_of(&short).contains("too short"), "it is not printed: {}", error_of(&short));
+        let both = format!("{node} --secret-file {} {command}", at("good").display());
+        let differ = with_secret(&both, "sixteen bytes, and others");
+        assert_eq!(differ.status.code(), Some(2), "{node}");
+        assert!(error_of(&differ).contains("hold different secrets"), "{}", error_of(&differ));
+    }
+    let embedded = run(&format!("train lr --secret-file {}", at("good").display()));
+    assert_eq!(embedded.status.code(), Some(2), "{}", error_of(&embedded));
+}
+
+#[test]
+fn launch_makes_a_secret_and_shows_it_to_nobody() {
+    let (mut child, workers) = launch_two("-- train lr --gap 0.00001");
+    let secret = variable(workers[0], "RANGEFOLD_SECRET");
+    assert!(secret.len() == 64 && secret.bytes().all(|byte| byte.is_ascii_hexdigit()), "not as drawn");
+    let services = ["scheduler", "server"].iter().flat_map(|word| children(&child, word));
+    for pid in workers.iter().copied().chain(services) {
+        assert!(variable(pid, "RANGEFOLD_SECRET") == secret, "all have the same");
+        let line = std::fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap();
+        assert!(!line.contains(&secret), "arguments can be read by everybody");
+    }
+    child.kill().unwrap();
+    let output = finish(child);
+    assert!(!error_of(&output).contains(&secret), "it is not printed");
+}
+
+#[test]
+fn an_address_that_others_reach_is_bound_with_a_secret_and_advertised() {
+    let file = Scratch::new("everywhere-secret");
+    write(&file.0, SECRET, 0o600);
+    let guarded = format!("--secret-file {}", file.path());
+    let mut scheduler = Started::new(&format!("scheduler --bind 0.0.0.0:0 {guarded}"));
+    let bound = scheduler.first_line();
+    let address =
+        bound.strip_prefix("listening on 0.0.0.0:").map(|port| format!("localhost:{port}")).unwrap();
+    let nowhere = run(&format!("server --scheduler {address} --bind 0.0.0.0:0 {guarded}"));
+    assert_eq!(nowhere.status.code(), Some(2), "{}", error_of(&nowhere));
+    assert!(error_of(&nowhere).contains("advertise one (--advertise)"), "{}", error_of(&nowhere));
+    let everywhere =
+        format!("server --scheduler {address} --bind 0.0.0.0:0 --advertise localhost:0 {guarded}");
+    let mut server = Started::new(&everywhere);
+    assert!(server.first_note().contains("serves on 0.0.0.0:"));
+    let trained = run(&format!("train lr --scheduler {address} --workers 1 {guarded}"));
+    assert!(trained.status.success(), "{}", error_of(&trained));
+    let mut other = Started::new(&format!("scheduler --interface lo {guarded} --port 0"));
+    assert!(other.first_line().starts_with("listening on 127.0.0.1:"));
+}
