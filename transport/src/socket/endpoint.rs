@@ -22,7 +22,8 @@ use crate::primitive::DescriptorArc as Arc;
 use crate::region::{Region, SliceMut};
 use crate::stream::{
     ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, PARTS_MAX,
-    Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Sender, Staging, Tag, reason_of, slot_bits,
+    Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Sender, Staging, Tag, failure, reason_of,
+    slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -69,6 +70,8 @@ struct Connection {
     hung_up: bool,
     /// Nothing can be sent any more, though what has come may still be read.
     cut: bool,
+    /// Why. A socket tells an error once, so the read that finds the end does not hear of it.
+    failed: Option<Errno>,
     /// Nothing is received any more; what was posted is brought out (closed here) or flushed.
     ended: Option<LostReason>,
     /// A body that was being placed at the end.
@@ -114,8 +117,9 @@ impl Connection {
                 Err(Errno::AGAIN) => self.writable = false,
                 Err(Errno::INTR) => {}
                 // What has come before may still be read; the end is found there.
-                Err(_) => {
+                Err(error) => {
                     self.cut = true;
+                    self.failed = failure(error);
                     (self.readable, self.hung_up) = (true, true);
                 }
             }
@@ -141,6 +145,7 @@ impl Connection {
             _ => recv(&self.stream, area, RecvFlags::DONTWAIT).map(|(count, _)| count),
         };
         match outcome {
+            Ok(0) if let Some(error) = self.failed => Err(reason_of(error)),
             Ok(0) if self.receiver.is_between() => Err(LostReason::ClosedByPeer),
             Ok(0) => Err(LostReason::Broken),
             Ok(count) => {
@@ -373,6 +378,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             writable: true,
             hung_up: false,
             cut: false,
+            failed: None,
             // Without an entry in the set nothing would be heard of it.
             ended: ready.is_err().then_some(LostReason::Broken),
             interrupted: None,

@@ -76,6 +76,11 @@ pub(crate) const QUOTA_BYTES: usize = 1 << 20;
 /// How long a closed connection may take to bring out what was posted, and to hear of the other side's close.
 pub(crate) const CLOSE_PATIENCE_MS: u32 = 5_000;
 
+/// What a failed send says of the end that a read will find. That the other side has closed is for the read to say.
+pub(crate) fn failure(error: rustix::io::Errno) -> Option<rustix::io::Errno> {
+    (error != rustix::io::Errno::PIPE).then_some(error)
+}
+
 /// What a failed receive or send says about the peer.
 pub(crate) fn reason_of(error: rustix::io::Errno) -> LostReason {
     use rustix::io::Errno;

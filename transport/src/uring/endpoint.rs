@@ -27,7 +27,7 @@ use crate::link::{Kind, Link, Tcp};
 use crate::region::{Region, SliceMut};
 use crate::stream::{
     ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, Peers, Plan,
-    QUOTA, Receiver, SendQueue, Sender, Staging, Tag, reason_of, slot_bits,
+    QUOTA, Receiver, SendQueue, Sender, Staging, Tag, failure, reason_of, slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -102,6 +102,8 @@ struct Connection {
     read_to: Option<End>,
     /// Nothing can be sent any more.
     cut: bool,
+    /// Why. A socket tells an error once, so the read that finds the end does not hear of it.
+    failed: Option<Errno>,
     /// Nothing is received any more; what was posted is brought out (closed here) or flushed.
     ended: Option<LostReason>,
 }
@@ -320,7 +322,10 @@ impl Connection {
                     Errno::INTR | Errno::AGAIN | Errno::CANCELED
                 ) => {}
             // What has come before may still be read; the end is found there.
-            Err(_) => self.cut = true,
+            Err(_) => {
+                self.cut = true;
+                self.failed = failure(Errno::from_raw_os_error(-result));
+            }
         }
     }
 }
@@ -427,6 +432,7 @@ impl Endpoint {
                 Ok(Next::Bytes) => match connection.read_to {
                     Some(end) => {
                         let reason = match end {
+                            End::Closed if let Some(errno) = connection.failed => reason_of(errno),
                             End::Closed if connection.receive.is_between() => LostReason::ClosedByPeer,
                             End::Closed => LostReason::Broken,
                             End::Failed(errno) => reason_of(errno),
@@ -539,6 +545,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             sending: Message::new(),
             read_to: None,
             cut: false,
+            failed: None,
             ended: blocking.is_err().then_some(LostReason::Broken),
         };
         let full = AdoptError::TooManyPeers { limit: self.peers.limit() };
