@@ -1,4 +1,5 @@
-//! What a small push costs in instructions, on each side: a worker and a shard turned in one thread, over a transport.
+//! What a small push costs in instructions, on each side: a worker and a shard turned in one thread, over a transport. With 1 as
+//! the second argument one push is under way at a time, else 64 are issued between two turns.
 //!
 //! `valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*worker_side*' target/release/examples/instructions socket`
 //! counts the worker's side, `'*shard_side*'` the shard's; divide the total by the pushes printed.
@@ -17,8 +18,7 @@ use rangefold_workers::remote;
 
 const JOB: JobId = JobId(1);
 const SHARD: ShardId = ShardId { server: ServerId(0), shard: 0 };
-/// Pushes issued before either side turns, and rounds of them.
-const BURST: usize = 64;
+/// Rounds of pushes, each of a burst that is issued before either side turns.
 const ROUNDS: usize = 2_000;
 
 /// Hands out the one connection that there is.
@@ -41,9 +41,14 @@ impl Dialer for Once {
 }
 
 #[inline(never)]
-fn worker_side<E: Endpoint>(driver: &mut Driver<E, Once>, table: TableId, now_ns: u64) -> usize {
+fn worker_side<E: Endpoint>(
+    driver: &mut Driver<E, Once>,
+    table: TableId,
+    burst: usize,
+    now_ns: u64,
+) -> usize {
     let mut issued = 0;
-    while issued < BURST && driver.core().open_tasks() < 4 * BURST {
+    while issued < burst && driver.core().open_tasks() < 4 * burst {
         let Ok(mut values) = driver.buffer(256) else { break };
         values.as_mut_bytes().fill(0);
         let range = KeyRange::new(7, 8);
@@ -61,7 +66,7 @@ fn shard_side<E: Endpoint>(node: &mut Node<E>, now_ns: u64) {
     node.turn(now_ns);
 }
 
-fn run<E: Endpoint>(links: (Link, Link), endpoint: impl Fn() -> E) {
+fn run<E: Endpoint>(burst: usize, links: (Link, Link), endpoint: impl Fn() -> E) {
     let mut manager = ManagerCore::new();
     let entry = ServerEntry { server: ServerId(0), address: String::new(), shards: 1, host: 0 };
     assert_eq!(manager.join(entry), Ok(()));
@@ -83,7 +88,7 @@ fn run<E: Endpoint>(links: (Link, Link), endpoint: impl Fn() -> E) {
     driver.command(0, ToDriver::Run(vec![member]));
     let mut pushed = 0;
     for round in 0..ROUNDS as u64 {
-        pushed += worker_side(&mut driver, table, round);
+        pushed += worker_side(&mut driver, table, burst, round);
         shard_side(&mut node, round);
     }
     for round in 0..1_000_000 {
@@ -107,17 +112,18 @@ fn tcp() -> std::io::Result<(Link, Link)> {
 
 fn main() -> anyhow::Result<()> {
     let framing = remote::framing();
+    let burst = std::env::args().nth(2).map_or(Ok(64), |burst| burst.parse())?;
     match std::env::args().nth(1).as_deref() {
-        Some("memory") => run(memory::pair(7, 1024), memory::Endpoint::new),
+        Some("memory") => run(burst, memory::pair(7, 1024), memory::Endpoint::new),
         Some("socket") => {
             let endpoint = || socket::Endpoint::new(framing, socket::Limits::default());
             drop(endpoint()?);
-            run(tcp()?, || endpoint().unwrap_or_else(|error| panic!("{error}")));
+            run(burst, tcp()?, || endpoint().unwrap_or_else(|error| panic!("{error}")));
         }
         Some("uring") => {
             let endpoint = || uring::Endpoint::new(framing, uring::Options::default());
             drop(endpoint()?);
-            run(tcp()?, || endpoint().unwrap_or_else(|error| panic!("{error}")));
+            run(burst, tcp()?, || endpoint().unwrap_or_else(|error| panic!("{error}")));
         }
         _ => anyhow::bail!("which transport? memory, socket or uring"),
     }

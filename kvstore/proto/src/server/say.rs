@@ -3,6 +3,7 @@
 //! Source: protocol.md §12, B3, B5, P6.
 
 use alloc::vec::Vec;
+use core::mem;
 
 use crate::id::LinkId;
 use crate::time::Stamp;
@@ -23,16 +24,23 @@ impl<P> ServerCore<P> {
         }
         loop {
             while let Some(id) = self.speakers.pop_front() {
-                let Some(mut link) = self.links.remove(&id) else { continue };
+                // Taken out while it speaks, with one that says nothing in its place.
+                let silent = || ServerLink::new(0);
+                let Some(mut link) = self.links.get_mut(&id).map(|link| mem::replace(link, silent())) else {
+                    continue;
+                };
                 link.listed = false;
                 let said = if link.room > 0 { self.say(id, &mut link) } else { None };
-                if let Some((header, extension, body)) = said {
+                if said.is_some() {
                     link.room -= 1;
                     enlist(&mut self.speakers, id, &mut link);
-                    self.links.insert(id, link);
+                }
+                if let Some(place) = self.links.get_mut(&id) {
+                    *place = link;
+                }
+                if let Some((header, extension, body)) = said {
                     return Output::Send { link: id, header, extension, body };
                 }
-                self.links.insert(id, link);
             }
             // A reply slice may be free although somebody waits: whose turn it was is gone, or cannot send just now.
             if self.replies_in_flight >= self.limits.replies_per_shard || !self.wake_waiter() {
