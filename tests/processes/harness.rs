@@ -110,6 +110,18 @@ impl Started {
         line(self.0.as_mut().unwrap().stderr.as_mut().unwrap())
     }
 
+    /// Reads standard output up to a line with these words, which must come.
+    pub(crate) fn skip_until(&mut self, words: &str) {
+        let out = self.0.as_mut().unwrap().stdout.as_mut().unwrap();
+        loop {
+            let read = line(out);
+            assert!(!read.is_empty(), "no line with {words:?}");
+            if read.contains(words) {
+                return;
+            }
+        }
+    }
+
     pub(crate) fn finish(mut self) -> Output {
         finish(self.0.take().unwrap())
     }

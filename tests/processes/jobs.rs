@@ -29,7 +29,7 @@ fn processes_reach_the_optimum_and_are_gone() {
 }
 
 /// Whether io_uring can be had here. In CI it must; elsewhere a container may deny it, and the test says so and ends.
-fn uring_is_here() -> bool {
+pub(crate) fn uring_is_here() -> bool {
     let info = run("info --json");
     let here = result_of(&info)["transport"]["between_processes"] == "uring";
     assert!(

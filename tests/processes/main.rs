@@ -4,4 +4,5 @@ mod harness;
 mod interrupts;
 mod jobs;
 mod lost;
+mod perf;
 mod usage;
