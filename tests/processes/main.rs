@@ -5,5 +5,6 @@ mod interrupts;
 mod jobs;
 mod lost;
 mod network;
+mod perf;
 mod secrets;
 mod usage;

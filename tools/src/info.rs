@@ -18,16 +18,26 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
-    let options = auto::Options { wish: Wish::Auto, framing: framing(), one_thread: true };
-    let transport = match auto::Endpoint::new(&options) {
-        Ok((_, choice)) => {
+    // A server's thread keeps its endpoint; a worker's passes from thread to thread.
+    let chosen = |one_thread| {
+        let options = auto::Options { wish: Wish::Auto, framing: framing(), one_thread };
+        auto::Endpoint::new(&options).map(|(_, choice)| choice)
+    };
+    let transport = match chosen(true).and_then(|choice| Ok((choice, chosen(false)?))) {
+        Ok((choice, of_a_worker)) => {
             let refused: Vec<Value> = choice
                 .refused
                 .iter()
                 .map(|refusal| json!({ "transport": refusal.transport, "reason": refusal.reason }))
                 .chain(absent())
                 .collect();
-            json!({ "between_processes": choice.transport, "inside_a_process": "memory", "refused": refused })
+            json!({
+                "between_processes": choice.transport,
+                "of_a_server": choice.to_string(),
+                "of_a_worker": of_a_worker.to_string(),
+                "inside_a_process": "memory",
+                "refused": refused,
+            })
         }
         Err(unavailable) => json!({ "between_processes": null, "reason": unavailable.to_string() }),
     };

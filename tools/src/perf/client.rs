@@ -82,8 +82,8 @@ fn offers(operation: Operation, capabilities: &Capabilities) -> Result<(), Stop>
     let name = capabilities.name;
     match operation {
         Operation::Read | Operation::Write => Err(unavailable(format!(
-            "transport {name} has no one-sided {operation}: a byte stream reaches no memory by itself, and shm and verbs, which can, \
-             are not part of this version; `perf send` measures messages, `perf pull` and `perf push` a store",
+            "transport {name} has no one-sided {operation}: it sends messages, and reaches no memory of a peer by itself; shm and verbs, \
+             which will, are not part of this version. `perf send` measures messages, `perf pull` and `perf push` a store",
             operation = operation.name()
         ))),
         Operation::Send | Operation::Push | Operation::Pull | Operation::PushPull => Ok(()),

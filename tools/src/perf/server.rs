@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
-use rangefold_transport::auto::{self, Wish};
+use rangefold_transport::auto::{self, NoSuchTransport, Wish};
 use rangefold_transport::bootstrap::{
     Accepted, Answer as Admission, BindError, Handler, Hello, Listener, Terms,
 };
@@ -213,7 +213,12 @@ impl Desk {
             let _ = write(stream, &answer);
             error
         };
-        let wish = self.wish(&ask).map_err(|error| refuse(error, false))?;
+        if !(1..=THREADS_MAX).contains(&ask.threads) {
+            return Err(refuse(anyhow::anyhow!("a session has 1 to {THREADS_MAX} threads"), false));
+        }
+        let asked = ask.transport.parse().map_err(|error: NoSuchTransport| refuse(error.into(), true))?;
+        let wish =
+            agreed(self.options.transport, asked).map_err(|text| refuse(anyhow::anyhow!(text), true))?;
         let options = endpoint(wish, ask.store);
         let (tried, choice) =
             auto::Endpoint::new(&options).map_err(|unavailable| refuse(unavailable.into(), true))?;
@@ -256,16 +261,6 @@ impl Desk {
         write(stream, &Answer::Ready(ready))?;
         keep(stream, || self.listener.is_stopped());
         Ok(())
-    }
-
-    /// What both sides want.
-    fn wish(&self, ask: &Ask) -> anyhow::Result<Wish> {
-        anyhow::ensure!(
-            (1..=THREADS_MAX).contains(&ask.threads),
-            "{} threads; a session has 1 to {THREADS_MAX}",
-            ask.threads
-        );
-        agreed(self.options.transport, ask.transport.parse()?).map_err(anyhow::Error::msg)
     }
 
     /// Threads that may spin at once on this host for a session.

@@ -463,7 +463,6 @@ mod tests {
         let pace = Pace::closed(Limit::Messages(u64::MAX));
         let ran = load.run(&shape, &Run { start_ns: load.options.clock.now_ns(), pace, depth: 4 });
         assert!(matches!(ran.stopped, Some(Stop::Lost(_))), "{:?}", ran.stopped);
-        assert!(ran.samples.count() > 0);
         ending.join().unwrap();
     }
 }

@@ -133,6 +133,13 @@ fn a_busy_loop_never_sleeps() {
 }
 
 #[test]
+fn a_loop_says_how_it_waits() {
+    let words =
+        [u64::MAX, 0, SPIN_NS_DEFAULT].map(|ns| Loop::new(Clock::new(), 1).with_spin_ns(ns).to_string());
+    assert_eq!(words, ["spins for ever", "sleeps at once", "spins 50 us, then sleeps"]);
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "measures time")]
 fn a_message_ends_a_sleep() {
     let (left, right) = memory::pair(1, 4);

@@ -242,7 +242,6 @@ impl<E: Endpoint> Shell for Stream<'_, E> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     use rangefold_transport::memory;
     use rangefold_transport::wait::Clock;
@@ -323,29 +322,32 @@ mod tests {
         );
         drop(right);
 
-        // Expect: what was measured until the receiver ended.
-        let (left, right) = memory::pair(1, 64);
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let receiver = std::thread::spawn(move || {
-            receive(memory::Endpoint::new(), right, Loop::new(Clock::new(), 2), &told);
+        // Expect: what was acknowledged before the peer closed.
+        let (left, right) = memory::pair(1, 4);
+        let peer = std::thread::spawn(move || {
+            let mut port = Port::new(memory::Endpoint::new(), right).unwrap();
+            let mut events = rangefold_transport::Events::with_limit(1);
+            let mut received = 0;
+            while received < 3 {
+                port.endpoint.poll(&mut events);
+                for event in events.drain().filter(|event| matches!(event, Event::Arrived { .. })) {
+                    drop(event);
+                    received += 1;
+                    port.send(Message::Acknowledgement { received, wrong: 0 }, Body::empty());
+                    port.post();
+                }
+                std::thread::yield_now();
+            }
         });
         let mut sender =
             Sender::new(memory::Endpoint::new(), left, options(Duration::from_secs(20))).unwrap();
-        let (ran, _) = std::thread::scope(|scope| {
-            let ending = scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(20));
-                stop.store(true, Ordering::Relaxed);
-            });
-            let plan = run(&sender, 2, endless);
-            (sender.run(&shape, &plan), ending.join())
-        });
+        let ran = sender.run(&shape, &run(&sender, 1, endless));
         assert!(
             matches!(&ran.stopped, Some(Stop::Lost(why)) if why.contains("was lost")),
             "{:?}",
             ran.stopped
         );
-        assert!(ran.samples.count() > 0);
-        receiver.join().unwrap();
+        assert_eq!(ran.samples.count(), 3);
+        peer.join().unwrap();
     }
 }

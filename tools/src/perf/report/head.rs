@@ -10,7 +10,7 @@ use crate::perf::row::COLUMNS;
 
 /// All of it, with the names of the columns at its end.
 pub(super) fn head(plan: &Plan, setting: &Setting) -> String {
-    let commit = COMMIT.map_or_else(|| "not said at build".into(), one_line);
+    let commit = COMMIT.map_or_else(|| "not known at build".into(), one_line);
     let mut lines = vec![
         ("version", format!("{}, commit {commit}", env!("CARGO_PKG_VERSION"))),
         ("host", setting.host.line()),

@@ -20,7 +20,7 @@ pub(super) use setting::Setting;
 
 /// Of the JSON document: counted up when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
-/// The commit that this program was built from, where whoever built it said so.
+/// The commit that this program was built from, where that was known (`tools/build.rs`).
 const COMMIT: Option<&str> = option_env!("RANGEFOLD_COMMIT");
 /// Width of a cell.
 const CELL: usize = 12;
