@@ -13,7 +13,8 @@ use rangefold_proto::client::Grant;
 use rangefold_proto::{Limits, ServerId};
 use rangefold_transport::Endpoint;
 use rangefold_transport::bootstrap::{
-    Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose, Terms,
+    Accepted, Answer, BindError, DialError, Handler, Hello, Listener, Options as Listening, Purpose, Stats,
+    Terms,
 };
 use rangefold_transport::wait::{Clock, Loop};
 use rangefold_workers::control_stream::{FromScheduler, ToScheduler, read, write};
@@ -94,7 +95,7 @@ pub struct Server {
     grant: Grant,
 }
 
-/// Ends a server from another thread.
+/// Ends a server from another thread, and sees who comes.
 #[derive(Clone)]
 pub struct Stopper(Arc<Listener>);
 
@@ -102,6 +103,12 @@ impl Stopper {
     /// Ends `serve`.
     pub fn stop(&self) {
         self.0.stop();
+    }
+
+    /// Who has come to the server's door so far, and what became of them.
+    #[must_use]
+    pub fn visitors(&self) -> Stats {
+        self.0.stats()
     }
 }
 

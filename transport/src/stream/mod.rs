@@ -15,7 +15,7 @@ mod staging;
 mod tests;
 
 pub(crate) use linger::Lingering;
-pub(crate) use parse::HeadParser;
+pub use parse::{HeadParser, Parsed};
 pub(crate) use peers::{ArrivalIds, Peers, Sender, Tag, slot_bits};
 pub(crate) use receive::{Next, Receiver};
 pub(crate) use send::{PARTS_MAX, Plan, SendQueue};

@@ -8,7 +8,8 @@ use crate::stream::Framing;
 
 /// Takes bytes and gives heads. A head that lies whole in the bytes at hand is parsed where it lies; of one that is cut
 /// the beginning is kept here.
-pub(crate) struct HeadParser {
+#[derive(Debug)]
+pub struct HeadParser {
     framing: Framing,
     connection: u64,
     body_bytes_max: usize,
@@ -18,15 +19,18 @@ pub(crate) struct HeadParser {
 }
 
 /// What some bytes came to.
-pub(crate) struct Parsed {
+#[derive(Debug)]
+pub struct Parsed {
     /// Bytes used up.
-    pub(crate) consumed: usize,
+    pub consumed: usize,
     /// The head that ended there, and its body's length. `None`: all bytes are used up, and more are needed.
-    pub(crate) head: Option<(Head, usize)>,
+    pub head: Option<(Head, usize)>,
 }
 
 impl HeadParser {
-    pub(crate) fn new(framing: Framing, connection: u64, body_bytes_max: u32) -> Self {
+    /// A parser for the stream of the connection of this number, whose bodies are of `body_bytes_max` at most.
+    #[must_use]
+    pub fn new(framing: Framing, connection: u64, body_bytes_max: u32) -> Self {
         Self {
             framing,
             connection,
@@ -37,7 +41,8 @@ impl HeadParser {
     }
 
     /// Whether nothing of a head has come yet.
-    pub(crate) fn is_between(&self) -> bool {
+    #[must_use]
+    pub fn is_between(&self) -> bool {
         self.kept == 0
     }
 
@@ -46,7 +51,7 @@ impl HeadParser {
     /// # Errors
     /// [`Violation::Head`], [`Violation::BodyTooLong`]: the stream is not worth reading any more.
     #[inline]
-    pub(crate) fn parse(&mut self, bytes: &[u8]) -> Result<Parsed, Violation> {
+    pub fn parse(&mut self, bytes: &[u8]) -> Result<Parsed, Violation> {
         if self.kept == 0
             && let Some(fixed) = bytes.first_chunk()
             && let Some(head) = bytes.get(..self.head_bytes(fixed)?)
