@@ -12,6 +12,7 @@ use rangefold_proto::{
     ClusterMap, Incarnation, JobId, KeyRange, Lane, Limits, LinkId, Member, Nanos, Round, ShardId, TableId,
     View,
 };
+use rangefold_transport::wait::Clock;
 use rangefold_transport::{
     Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, Slice, SliceMut, Token, Turn,
 };
@@ -93,7 +94,7 @@ pub struct Driver<E: Endpoint, D: Dialer> {
     /// Tasks issued and their bytes since the last post.
     issued: usize,
     issued_bytes: usize,
-    /// When something was issued last, in nanoseconds, and how often in a row that was soon after the time before.
+    /// When a call that issued something ended last, in nanoseconds, and how often in a row that was soon after the time before.
     issued_ns: u64,
     stream: u32,
     events: Events,
@@ -269,7 +270,11 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
 
     /// Posts what was issued, now or with what follows: of a stream of small tasks many leave together. What is kept leaves
     /// with the next turn: at once when its program waits, else with the progress thread's.
-    pub fn post_issued(&mut self, now_ns: u64) {
+    ///
+    /// What counts is how long the program takes from the end of one call to the next, not how long a post does: so `clock` is read
+    /// again after one.
+    pub fn post_issued(&mut self, clock: Clock) {
+        let now_ns = clock.now_ns();
         let soon = now_ns.saturating_sub(self.issued_ns) < STREAM_NS;
         self.issued_ns = now_ns;
         self.stream = if soon { self.stream.saturating_add(1) } else { 0 };
@@ -277,6 +282,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             self.stream > STREAM_BEGINS && self.issued < GATHER_FRAMES && self.issued_bytes < GATHER_BYTES;
         if !gathers {
             self.post();
+            self.issued_ns = clock.now_ns();
         }
     }
 

@@ -351,11 +351,11 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         deadline: Duration,
         mut issue: impl FnMut(&mut Session<E, D>) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        let now_ns = self.now_ns();
+        let clock = self.0.baton.clock();
         let outcome = self.with(|session| {
             check(session)?;
             let outcome = issue(session);
-            session.driver.post_issued(now_ns);
+            session.driver.post_issued(clock);
             outcome
         });
         let Err(Error::Issue(IssueError::Full)) = outcome else { return outcome };
