@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Output;
 
+use rustix::process::Signal;
+
 use crate::harness::{Scratch, Started, children, error_of, finish, launch_two, rangefold, run, variable};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -41,6 +43,9 @@ fn nodes_with_the_secret_work_together_and_others_are_told_why_they_do_not() {
     // The environment serves as well as the file.
     let trained = with_secret(&format!("train lr {join} --workers 1 --gap 0.01"), SECRET);
     assert!(trained.status.success(), "{}", error_of(&trained));
+    scheduler.signal(Signal::TERM);
+    let said = error_of(&scheduler.finish());
+    assert!(said.contains("of those who connected, 4 did not prove the cluster secret"), "{said}");
 }
 
 #[test]

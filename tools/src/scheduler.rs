@@ -58,6 +58,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     serve(&listener, &coordinator, Duration::from_secs(arguments.silence), move |happening| {
         say::note(&words(&happening, expected));
     });
+    if let Some(turned_away) = listener.stats().turned_away() {
+        say::note(&format!("of those who connected, {turned_away}"));
+    }
     Ok(Verdict::Success)
 }
 

@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
         error => error.into(),
     })?;
     let stopper = server.stopper();
-    let stopper_too = stopper.clone();
+    let (stopper_too, door) = (stopper.clone(), stopper.clone());
     ctrlc::set_handler(move || stopper_too.stop()).context("cannot catch interrupts")?;
     if arguments.until_stdin_closes {
         stdin::when_closed(move || stopper.stop())?;
@@ -105,6 +105,9 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
     }
     say::note(&format!("{} serves on {} over {chosen}", server.id(), server.address()));
     server.serve(|| say::note("the scheduler is gone; data go on, but nobody can join any more"))?;
+    if let Some(turned_away) = door.visitors().turned_away() {
+        say::note(&format!("of those who connected, {turned_away}"));
+    }
     Ok(Verdict::Success)
 }
 

@@ -32,7 +32,13 @@ const CI: &[Named] = &[
 ];
 
 /// What takes too long for every change.
-const DEEP: &[Named] = &[("miri", miri), ("simulation", simulation), ("planted", planted::planted)];
+const DEEP: &[Named] =
+    &[("miri", miri), ("fuzz", fuzz), ("simulation", simulation), ("planted", planted::planted)];
+
+/// The fuzz targets, in `tests/fuzz`.
+const FUZZ_TARGETS: &[&str] = &["frames", "handshake"];
+/// The variable with the seconds that each fuzz target runs for.
+const FUZZ_SECONDS: &str = "RANGEFOLD_FUZZ_SECONDS";
 
 fn main() -> ExitCode {
     let asked: Vec<String> = std::env::args().skip(1).collect();
@@ -128,6 +134,30 @@ fn miri() -> Outcome {
     )
     .target_dir("miri")
     .run()
+}
+
+/// What comes from the network, by libFuzzer: each target for a minute, or as long as the variable says.
+fn fuzz() -> Outcome {
+    if !stage::succeeds("cargo", &["+nightly", "fuzz", "--version"]) {
+        return stage::missing(
+            "cargo-fuzz is not installed (`cargo install --locked cargo-fuzz`, and a nightly toolchain to run it with)",
+        );
+    }
+    let seconds = std::env::var(FUZZ_SECONDS).unwrap_or_else(|_| "60".into());
+    let Ok(seconds) = seconds.parse::<u32>() else {
+        return Outcome::Failed(format!("{FUZZ_SECONDS} is `{seconds}`; expected a number of seconds"));
+    };
+    for target in FUZZ_TARGETS {
+        let time = format!("-max_total_time={seconds}");
+        let run = ["+nightly", "fuzz", "run", "--fuzz-dir", "tests/fuzz", target, "--"];
+        // Longer streams find nothing that several short frames do not.
+        let outcome =
+            Stage::cargo(&[&run[..], &[&time, "-max_len=2048", "-print_final_stats=1"]].concat()).run();
+        if outcome != Outcome::Passed {
+            return outcome;
+        }
+    }
+    Outcome::Passed
 }
 
 /// Ten thousand schedules of the simulated cluster, as fast as they go.

@@ -159,6 +159,27 @@ pub struct Stats {
     pub gone: u64,
 }
 
+impl Stats {
+    /// Who was turned away or went, and how many, in words; nothing if nobody was.
+    #[must_use]
+    pub fn turned_away(&self) -> Option<String> {
+        let kinds = [
+            (self.unauthenticated, "did not prove the cluster secret"),
+            (self.refused, "asked for what is not here"),
+            (self.other_version, "of another version"),
+            (self.foreign, "spoke something else"),
+            (self.late, "did not finish in time"),
+            (self.gone, "went away"),
+        ];
+        let some: Vec<String> = kinds
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        (!some.is_empty()).then(|| some.join(", "))
+    }
+}
+
 #[derive(Default)]
 struct Counters {
     connections: AtomicU64,
