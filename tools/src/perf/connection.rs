@@ -8,7 +8,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rangefold_transport::Link;
-use rangefold_transport::bootstrap::{BindError, DialError, Dialed, Hello, Listener, Options, Purpose, dial};
+use rangefold_transport::bootstrap::{DialError, Dialed, Hello, Listener, Options, Purpose, dial};
+
+use crate::exit::Usage;
 
 /// What tells a measurement from a cluster's job, which counts from 1.
 const JOB: u16 = u16::from_be_bytes(*b"pf");
@@ -25,8 +27,19 @@ pub(super) enum Visitor {
 }
 
 /// Listens at `address`.
-pub(super) fn listen(address: &str) -> Result<Listener, BindError> {
-    Listener::bind(address, Options::default())
+///
+/// # Errors
+/// It cannot be bound, or others than this host could connect.
+pub(super) fn listen(address: &str) -> anyhow::Result<Listener> {
+    let listener = Listener::bind(address, Options::default())?;
+    let bound = listener.address();
+    if !bound.ip().is_loopback() {
+        return Err(Usage(format!(
+            "{bound} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address"
+        ))
+        .into());
+    }
+    Ok(listener)
 }
 
 /// Opens the control connection of a new session.

@@ -22,7 +22,7 @@ use super::host::Host;
 use super::options::ServerArguments;
 use super::raw;
 use super::session::{Answer, Ask, Chosen, Ready, agreed, keep, no_thread};
-use crate::exit::{Usage, Verdict};
+use crate::exit::{Unavailable, Verdict};
 use crate::{say, usage};
 
 /// Sessions at a time, and threads of one that it takes.
@@ -81,7 +81,7 @@ pub(super) fn run(arguments: &ServerArguments) -> anyhow::Result<Verdict> {
     };
     // Now rather than when the first client comes.
     if let Err(unavailable) = auto::Endpoint::new(&endpoint(options.transport, false)) {
-        return Err(crate::exit::Unavailable(unavailable.to_string()).into());
+        return Err(Unavailable(unavailable.to_string()).into());
     }
     let service = Service::start(&arguments.bind, options)?;
     let stopped = Arc::clone(&service.listener);
@@ -98,13 +98,6 @@ impl Service {
     /// The address cannot be bound, or others than this host could connect.
     pub(super) fn start(address: &str, options: Options) -> anyhow::Result<Self> {
         let listener = Arc::new(connection::listen(address)?);
-        if !listener.address().ip().is_loopback() {
-            return Err(Usage(format!(
-                "{} can be reached from other hosts, and connections are not authenticated yet: bind a loopback address",
-                listener.address()
-            ))
-            .into());
-        }
         let desk = Arc::new(Desk {
             options,
             host: Host::here(),
