@@ -6,12 +6,12 @@ use crate::say;
 
 /// What `--help` says of them.
 pub(crate) const HELP: &str = "\
-Exit status: 0 success; 1 the goal was not reached (gap, passes, a bound of `perf`), a run failed, data were
-wrong, or a result could not be written; 2 wrong usage; of `perf` also 3 the transport or the operation cannot
-be had here, 4 the peer cannot be reached, was lost, or did not answer in time; 130 `train`, `launch` or `perf`
-was interrupted before its end, whatever came of it. `launch` ends with the worst status of its workers (128 and
-the signal for one that was killed). `scheduler`, `server` and `perf server` run until they are told to stop, by
-an interrupt too, and end with 0 then.";
+Exit status: 0 success; 1 the goal was not reached (gap, passes, a bound of `perf`), a run failed,
+data were wrong, or a result could not be written; 2 wrong usage; of `perf` also 3 the transport or
+the operation cannot be had here, 4 the peer cannot be reached, was lost, or did not answer in time;
+130 `train`, `launch` or `perf` was interrupted before its end, whatever came of it. `launch` ends
+with the worst status of its workers (128 and the signal for one that was killed). `scheduler`,
+`server` and `perf server` run until they are told to stop, by an interrupt too, and end with 0 then.";
 
 /// How a subcommand ends, when it ends without an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

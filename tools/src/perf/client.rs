@@ -15,7 +15,7 @@ use rangefold_workers::remote;
 use super::connection;
 use super::crew::Crew;
 use super::host::Host;
-use super::options::{Operation, Plan, Transport};
+use super::options::{Operation, Plan, RawOperation, StoreOperation, Transport};
 use super::raw::{self, sender};
 use super::report::Setting;
 use super::server::{self, Service};
@@ -53,22 +53,13 @@ struct Behind {
 
 /// Makes what the plan asks for.
 pub(super) fn set_up(plan: &Plan, host: Host, flags: &Flags) -> Result<Bench, Stop> {
-    let one_sided = matches!(plan.operation, Operation::Read | Operation::Write);
-    let is_raw = one_sided || plan.operation == Operation::Send;
-    match plan.transport {
-        Transport::Absent(name) => {
+    match (plan.transport, plan.operation) {
+        (Transport::Absent(name), _) => {
             Err(unavailable(format!("transport {name} cannot be used: it is not part of this version")))
         }
-        Transport::Memory if is_raw => raw_memory(plan, host, flags),
-        Transport::Memory => store_memory(plan, host, flags),
-        Transport::Between(wish) => {
-            let endpoint = endpoint(plan, wish, is_raw)?;
-            let capabilities = endpoint.0.capabilities();
-            if is_raw {
-                offers(plan.operation, &capabilities)?;
-            }
-            between(plan, wish, host, flags, endpoint, is_raw)
-        }
+        (Transport::Memory, Operation::Raw(operation)) => raw_memory(plan, operation, host, flags),
+        (Transport::Memory, Operation::Store(operation)) => store_memory(plan, operation, host, flags),
+        (Transport::Between(wish), _) => between(plan, wish, host, flags),
     }
 }
 
@@ -78,16 +69,16 @@ fn unavailable(text: String) -> Stop {
 
 /// Whether a backend has the operation. The one place that knows: a backend with one-sided operations says so in its
 /// capabilities, and is let through here to a load that posts them.
-fn offers(operation: Operation, capabilities: &Capabilities) -> Result<(), Stop> {
-    let name = capabilities.name;
-    match operation {
-        Operation::Read | Operation::Write => Err(unavailable(format!(
-            "transport {name} has no one-sided {operation}: it sends messages, and reaches no memory of a peer by itself; shm and verbs, \
-             which will, are not part of this version. `perf send` measures messages, `perf pull` and `perf push` a store",
-            operation = operation.name()
-        ))),
-        Operation::Send | Operation::Push | Operation::Pull | Operation::PushPull => Ok(()),
+fn offers(operation: RawOperation, capabilities: &Capabilities) -> Result<(), Stop> {
+    if operation == RawOperation::Send {
+        return Ok(());
     }
+    Err(unavailable(format!(
+        "transport {} has no one-sided {}: it sends messages, and reaches no memory of a peer by itself; shm and verbs, which will, \
+         are not part of this version. `perf send` measures messages, `perf pull` and `perf push` a store",
+        capabilities.name,
+        Operation::Raw(operation).name()
+    )))
 }
 
 /// Refuses sizes that a side does not take.
@@ -119,9 +110,9 @@ fn sender_options(plan: &Plan, turns: Loop, flags: Flags) -> sender::Options {
 }
 
 /// Pairs of threads of this process, each with a link of two rings.
-fn raw_memory(plan: &Plan, host: Host, flags: &Flags) -> Result<Bench, Stop> {
+fn raw_memory(plan: &Plan, operation: RawOperation, host: Host, flags: &Flags) -> Result<Bench, Stop> {
     let capabilities = memory::Endpoint::new().capabilities();
-    offers(plan.operation, &capabilities)?;
+    offers(operation, &capabilities)?;
     fits(plan, capabilities.body_bytes_max.into())?;
     let clock = Clock::new();
     let turns = turns(plan, clock, 2 * plan.threads);
@@ -145,7 +136,7 @@ fn raw_memory(plan: &Plan, host: Host, flags: &Flags) -> Result<Bench, Stop> {
 }
 
 /// An embedded cluster.
-fn store_memory(plan: &Plan, host: Host, flags: &Flags) -> Result<Bench, Stop> {
+fn store_memory(plan: &Plan, operation: StoreOperation, host: Host, flags: &Flags) -> Result<Bench, Stop> {
     let failed = |error: embed::StartError| Stop::Failed(error.into());
     let clock = Clock::new();
     let shard_cores = plan.cores.get(plan.threads..).unwrap_or_default().to_vec();
@@ -157,7 +148,7 @@ fn store_memory(plan: &Plan, host: Host, flags: &Flags) -> Result<Bench, Stop> {
     let made = (client.clone(), plan.clone(), flags.clone());
     let crew = Crew::start(plan.threads, &plan.cores, clock, move |index| {
         let (client, plan, flags) = &made;
-        Ok(Store::new(client.clone(), store_options(plan, clock, flags, index)))
+        Ok(Store::new(client.clone(), store_options(plan, operation, clock, flags, index)))
     })?;
     let setting = Setting::in_memory(
         plan,
@@ -169,9 +160,15 @@ fn store_memory(plan: &Plan, host: Host, flags: &Flags) -> Result<Bench, Stop> {
     Ok(Bench { crew, setting, _behind: behind })
 }
 
-fn store_options(plan: &Plan, clock: Clock, flags: &Flags, index: usize) -> store::Options {
+fn store_options(
+    plan: &Plan,
+    operation: StoreOperation,
+    clock: Clock,
+    flags: &Flags,
+    index: usize,
+) -> store::Options {
     store::Options {
-        operation: plan.operation,
+        operation,
         clock,
         flags: flags.clone(),
         check: plan.check,
@@ -193,14 +190,13 @@ fn endpoint(plan: &Plan, wish: Wish, is_raw: bool) -> Result<(auto::Endpoint, Ch
 }
 
 /// Through a server, of another process or of this one.
-fn between(
-    plan: &Plan,
-    wish: Wish,
-    host: Host,
-    flags: &Flags,
-    (endpoint, chosen): (auto::Endpoint, Chosen),
-    is_raw: bool,
-) -> Result<Bench, Stop> {
+fn between(plan: &Plan, wish: Wish, host: Host, flags: &Flags) -> Result<Bench, Stop> {
+    let is_raw = matches!(plan.operation, Operation::Raw(_));
+    let (endpoint, chosen) = endpoint(plan, wish, is_raw)?;
+    let capabilities = endpoint.capabilities();
+    if let Operation::Raw(operation) = plan.operation {
+        offers(operation, &capabilities)?;
+    }
     let mut behind = Behind::default();
     let address = match &plan.address {
         Some(address) => address.clone(),
@@ -229,24 +225,27 @@ fn between(
     let clock = Clock::new();
     let turns = turns(plan, clock, busy_threads);
     let setting = Setting::between(plan, host, &turns, chosen, &address, &session.ready);
-    let crew = if is_raw {
-        fits(plan, session.ready.body_bytes_max.min(endpoint.capabilities().body_bytes_max.into()))?;
-        drop(endpoint);
-        let (name, of_plan) = (session.ready.session, plan.clone());
-        Crew::start(plan.threads, &plan.cores, clock, move |_| {
-            let plan = &of_plan;
-            let (endpoint, _) = self::endpoint(plan, wish, true)?;
-            let link = connection::join(&address, name, &plan.terms, plan.timeout);
-            let link = link.map_err(|error| Stop::Lost(error.to_string()))?;
-            sender::Sender::new(endpoint, link, sender_options(plan, turns, flags.clone()))
-        })?
-    } else {
-        let client = store_client(plan, &address, session.ready.scheduler_port, endpoint, busy_threads)?;
-        behind._client = Some(Box::new(client.clone()));
-        let of_plan = plan.clone();
-        Crew::start(plan.threads, &plan.cores, clock, move |index| {
-            Ok(Store::new(client.clone(), store_options(&of_plan, clock, &flags, index)))
-        })?
+    let crew = match plan.operation {
+        Operation::Raw(_) => {
+            fits(plan, session.ready.body_bytes_max.min(capabilities.body_bytes_max.into()))?;
+            let (name, of_plan) = (session.ready.session, plan.clone());
+            // Each thread makes its own.
+            drop(endpoint);
+            Crew::start(plan.threads, &plan.cores, clock, move |_| {
+                let (endpoint, _) = self::endpoint(&of_plan, wish, true)?;
+                let link = connection::join(&address, name, &of_plan.terms, of_plan.timeout);
+                let link = link.map_err(|error| Stop::Lost(error.to_string()))?;
+                sender::Sender::new(endpoint, link, sender_options(&of_plan, turns, flags.clone()))
+            })?
+        }
+        Operation::Store(operation) => {
+            let client = store_client(plan, &address, session.ready.scheduler_port, endpoint, busy_threads)?;
+            behind._client = Some(Box::new(client.clone()));
+            let of_plan = plan.clone();
+            Crew::start(plan.threads, &plan.cores, clock, move |index| {
+                Ok(Store::new(client.clone(), store_options(&of_plan, operation, clock, &flags, index)))
+            })?
+        }
     };
     behind._session = Some(session);
     Ok(Bench { crew, setting, _behind: behind })

@@ -12,6 +12,8 @@ use rangefold_transport::bootstrap::{
     BindError, DialError, Dialed, Hello, Listener, Options, Purpose, Terms, dial,
 };
 
+use crate::exit::Usage;
+
 /// What tells a measurement from a cluster's job, which counts from 1.
 const JOB: u16 = u16::from_be_bytes(*b"pf");
 /// What a control connection greets with: both sides must speak the same messages.
@@ -27,8 +29,14 @@ pub(super) enum Visitor {
 }
 
 /// Listens at `address`.
-pub(super) fn listen(address: &str, terms: Terms) -> Result<Listener, BindError> {
-    Listener::bind(address, Options { terms, ..Options::default() })
+///
+/// # Errors
+/// It cannot be bound, or others than this host could connect and there is no secret.
+pub(super) fn listen(address: &str, terms: Terms) -> anyhow::Result<Listener> {
+    Listener::bind(address, Options { terms, ..Options::default() }).map_err(|error| match error {
+        BindError::Exposed { .. } => anyhow::Error::new(Usage(format!("--bind: {error}"))),
+        error => error.into(),
+    })
 }
 
 /// Opens the control connection of a new session.

@@ -4,8 +4,18 @@
 use rangefold::pinning;
 use serde::{Deserialize, Serialize};
 
-/// Text from the other host is not longer than this on a line of ours.
+/// A text from another host is cut here.
 const TEXT_CHARS_MAX: usize = 200;
+
+/// What must not break a line or a terminal, whoever wrote it.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What another host says: the same, and not too much of it.
+pub(super) fn cleaned(text: &str) -> String {
+    one_line(text).chars().take(TEXT_CHARS_MAX).collect()
+}
 
 /// A host, in words.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -29,11 +39,20 @@ impl Host {
         }
     }
 
-    /// One line of it. What another host says of itself is cut and cleaned: it goes to a terminal.
+    /// One line of it.
     pub(super) fn line(&self) -> String {
         let cores = self.processors.len();
-        let text = format!("{}, {}, {}, processors to use: {cores}", self.name, self.kernel, self.processor);
-        text.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect()
+        format!("{}, {}, {}, processors to use: {cores}", self.name, self.kernel, self.processor)
+    }
+
+    /// The same of another host, fit for a terminal.
+    pub(super) fn cleaned(&self) -> Self {
+        Self {
+            name: cleaned(&self.name),
+            kernel: cleaned(&self.kernel),
+            processor: cleaned(&self.processor),
+            processors: self.processors.clone(),
+        }
     }
 }
 
@@ -69,7 +88,7 @@ mod tests {
         let text = format!("evil\n# size\u{1b}[2J{}", "x".repeat(10_000));
         let host =
             Host { name: text.clone(), kernel: text, processor: String::new(), processors: Vec::new() };
-        let line = host.line();
-        assert!(line.chars().count() <= TEXT_CHARS_MAX && !line.chars().any(char::is_control), "{line:?}");
+        let line = host.cleaned().line();
+        assert!(line.chars().count() < 500 && !line.chars().any(char::is_control), "{line:?}");
     }
 }

@@ -35,7 +35,7 @@ use crate::exit::{Lost, Verdict};
 use crate::say;
 
 use host::Host;
-use options::{Operation, Plan, Role};
+use options::{Plan, RawOperation, Role, StoreOperation};
 use report::Report;
 use stop::{Flags, Stop};
 
@@ -45,12 +45,12 @@ pub(crate) use options::Arguments;
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let plan = match &arguments.role {
         Role::Server(server) => return server::run(server),
-        Role::Send(raw) => Plan::raw(Operation::Send, raw),
-        Role::Read(raw) => Plan::raw(Operation::Read, raw),
-        Role::Write(raw) => Plan::raw(Operation::Write, raw),
-        Role::Push(store) => Plan::store(Operation::Push, store),
-        Role::Pull(store) => Plan::store(Operation::Pull, store),
-        Role::PushPull(store) => Plan::store(Operation::PushPull, store),
+        Role::Send(raw) => Plan::raw(RawOperation::Send, raw),
+        Role::Read(raw) => Plan::raw(RawOperation::Read, raw),
+        Role::Write(raw) => Plan::raw(RawOperation::Write, raw),
+        Role::Push(store) => Plan::store(StoreOperation::Push, store),
+        Role::Pull(store) => Plan::store(StoreOperation::Pull, store),
+        Role::PushPull(store) => Plan::store(StoreOperation::PushPull, store),
     };
     measure(&plan?)
 }
@@ -63,9 +63,8 @@ fn measure(plan: &Plan) -> anyhow::Result<Verdict> {
     };
     let mut report = Report::begin(plan, &bench.setting)?;
     let outcome = sweep::sweep(plan, &bench.crew, |repeats| report.repeats(repeats));
-    // Bounds are for the row that is shown, wrong data are wrong in any.
     let failures: Vec<String> =
-        report.medians().into_iter().flat_map(|row| verdict::failures(row, plan.bounds)).collect();
+        report.shapes().flat_map(|repeats| verdict::failures(repeats, plan.bounds)).collect();
     let words = match &outcome {
         Ok(()) => "complete".to_owned(),
         Err(Stop::Interrupted) => "interrupted".to_owned(),

@@ -188,9 +188,21 @@ pub(super) struct StoreArguments {
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Operation {
+    /// Of the bare transport.
+    Raw(RawOperation),
+    /// Of a store.
+    Store(StoreOperation),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum RawOperation {
     Send,
     Read,
     Write,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum StoreOperation {
     Push,
     Pull,
     PushPull,
@@ -199,12 +211,12 @@ pub(super) enum Operation {
 impl Operation {
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Send => "send",
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Push => "push",
-            Self::Pull => "pull",
-            Self::PushPull => "push-pull",
+            Self::Raw(RawOperation::Send) => "send",
+            Self::Raw(RawOperation::Read) => "read",
+            Self::Raw(RawOperation::Write) => "write",
+            Self::Store(StoreOperation::Push) => "push",
+            Self::Store(StoreOperation::Pull) => "pull",
+            Self::Store(StoreOperation::PushPull) => "push-pull",
         }
     }
 }
@@ -288,17 +300,17 @@ impl Plan {
     ///
     /// # Errors
     /// Options that contradict each other.
-    pub(super) fn raw(operation: Operation, arguments: &RawArguments) -> Result<Self, Usage> {
+    pub(super) fn raw(operation: RawOperation, arguments: &RawArguments) -> Result<Self, Usage> {
         let sizes = arguments.size.unwrap_or(SIZES).numbers();
         let shapes = sizes.into_iter().map(|bytes| Shape { bytes, rows: None }).collect();
-        Self::new(operation, &arguments.common, shapes)
+        Self::new(Operation::Raw(operation), &arguments.common, shapes)
     }
 
     /// Of a store.
     ///
     /// # Errors
     /// Options that contradict each other, sizes that are not whole rows.
-    pub(super) fn store(operation: Operation, arguments: &StoreArguments) -> Result<Self, Usage> {
+    pub(super) fn store(operation: StoreOperation, arguments: &StoreArguments) -> Result<Self, Usage> {
         let StoreArguments { size, keys, width, table, .. } = arguments;
         if table.is_some_and(|bytes| bytes > TABLE_BYTES_MAX) {
             return Err(Usage(format!(
@@ -313,8 +325,11 @@ impl Plan {
                 keys.numbers().into_iter().map(|keys| keys.saturating_mul(row_bytes)).collect()
             }
         };
-        let plan =
-            Self::new(operation, &arguments.common, sizes.into_iter().map(shape).collect::<Result<_, _>>()?)?;
+        let plan = Self::new(
+            Operation::Store(operation),
+            &arguments.common,
+            sizes.into_iter().map(shape).collect::<Result<_, _>>()?,
+        )?;
         let (threads, largest) = (plan.threads as u64, plan.shapes.last().map_or(0, |shape| shape.bytes));
         if largest.saturating_mul(threads) > UNDER_WAY_BYTES_MAX {
             return Err(Usage(format!(
@@ -322,11 +337,11 @@ impl Plan {
                  may have under way; take smaller messages or fewer --threads"
             )));
         }
-        let reads_back = operation != Operation::Pull;
+        let reads_back = operation != StoreOperation::Pull;
         if plan.check == Check::Every && reads_back && plan.depth != 1 {
             return Err(Usage(format!(
                 "--check every reads each {} back before the next one, which needs --depth 1",
-                operation.name()
+                plan.operation.name()
             )));
         }
         Ok(plan)
@@ -433,7 +448,7 @@ impl Plan {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use clap::Parser;
 
     use super::*;
@@ -444,13 +459,14 @@ mod tests {
         arguments: Arguments,
     }
 
-    fn plan(line: &str) -> Result<Plan, String> {
+    /// What a command line asks for.
+    pub(in super::super) fn plan(line: &str) -> Result<Plan, String> {
         let words = std::iter::once("perf").chain(line.split_whitespace());
         let program = Program::try_parse_from(words).map_err(|error| error.to_string())?;
         match &program.arguments.role {
-            Role::Send(raw) => Plan::raw(Operation::Send, raw),
-            Role::Push(store) => Plan::store(Operation::Push, store),
-            Role::Pull(store) => Plan::store(Operation::Pull, store),
+            Role::Send(raw) => Plan::raw(RawOperation::Send, raw),
+            Role::Push(store) => Plan::store(StoreOperation::Push, store),
+            Role::Pull(store) => Plan::store(StoreOperation::Pull, store),
             other => panic!("{other:?}"),
         }
         .map_err(|error| error.to_string())

@@ -31,21 +31,21 @@ pub(super) struct Row {
 /// What stands where a number is not known.
 pub(super) const UNKNOWN: &str = "-";
 
-/// Columns of a table, in order.
-pub(super) const COLUMNS: [&str; 13] = [
-    "size(B)",
-    "keys",
-    "iters",
-    "seconds",
-    "t_min",
-    "t_p50",
-    "t_p99",
-    "t_p99.9",
-    "t_avg(us)",
-    "BW(MB/s)",
-    "Mkeys/s",
-    "Mmsg/s",
-    "#wrong",
+/// Columns of a table, in order, and how wide they are. A cell that is longer makes its line longer.
+pub(super) const COLUMNS: [(&str, usize); 13] = [
+    ("size(B)", 10),
+    ("keys", 7),
+    ("iters", 9),
+    ("seconds", 12),
+    ("t_min", 9),
+    ("t_p50", 10),
+    ("t_p99", 10),
+    ("t_p99.9", 10),
+    ("t_avg(us)", 10),
+    ("BW(MB/s)", 10),
+    ("Mkeys/s", 10),
+    ("Mmsg/s", 9),
+    ("#wrong", 6),
 ];
 
 impl Row {
@@ -164,7 +164,7 @@ pub(super) mod tests {
             let row = row(bytes, iterations, elapsed_ns);
             let cells = row.cells();
             let number = |column: &str| -> f64 {
-                let index = COLUMNS.iter().position(|&name| name == column).unwrap();
+                let index = COLUMNS.iter().position(|&(name, _)| name == column).unwrap();
                 cells[index].parse().unwrap()
             };
             // As somebody with the table and a calculator does.

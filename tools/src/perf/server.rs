@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rangefold_transport::auto::{self, NoSuchTransport, Wish};
-use rangefold_transport::bootstrap::{
-    Accepted, Answer as Admission, BindError, Handler, Hello, Listener, Terms,
-};
+use rangefold_transport::bootstrap::{Accepted, Answer as Admission, Handler, Hello, Listener, Terms};
 use rangefold_transport::wait::{Clock, Loop};
 use rangefold_transport::{Endpoint as _, Link};
 use rangefold_workers::control_stream::{read, write};
@@ -24,7 +22,7 @@ use super::host::Host;
 use super::options::ServerArguments;
 use super::raw;
 use super::session::{Answer, Ask, Chosen, Ready, agreed, keep, no_thread};
-use crate::exit::{Usage, Verdict};
+use crate::exit::{Unavailable, Verdict};
 use crate::{say, usage};
 
 /// Sessions at a time, and threads of one that it takes.
@@ -86,7 +84,7 @@ pub(super) fn run(arguments: &ServerArguments) -> anyhow::Result<Verdict> {
     };
     // Now rather than when the first client comes.
     if let Err(unavailable) = auto::Endpoint::new(&endpoint(options.transport, false)) {
-        return Err(crate::exit::Unavailable(unavailable.to_string()).into());
+        return Err(Unavailable(unavailable.to_string()).into());
     }
     let service = Service::start(&arguments.bind, options)?;
     let stopped = Arc::clone(&service.listener);
@@ -102,11 +100,7 @@ impl Service {
     /// # Errors
     /// The address cannot be bound, or others than this host could connect.
     pub(super) fn start(address: &str, options: Options) -> anyhow::Result<Self> {
-        let listener = connection::listen(address, options.terms.clone()).map_err(|error| match error {
-            BindError::Exposed { .. } => anyhow::Error::new(Usage(format!("--bind: {error}"))),
-            error => error.into(),
-        })?;
-        let listener = Arc::new(listener);
+        let listener = Arc::new(connection::listen(address, options.terms.clone())?);
         let desk = Arc::new(Desk {
             options,
             host: Host::here(),

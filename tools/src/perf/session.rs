@@ -14,7 +14,7 @@ use rangefold_workers::control_stream::{read, write};
 use serde::{Deserialize, Serialize};
 
 use super::connection;
-use super::host::Host;
+use super::host::{Host, cleaned};
 use super::stop::Stop;
 use crate::exit::Unavailable;
 
@@ -22,6 +22,9 @@ use crate::exit::Unavailable;
 const ALIVE: Duration = Duration::from_secs(1);
 /// Who has given none for so long is gone: its host is down, or it is stopped.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// Transports that a server may name as not chosen.
+const REASONS_MAX: usize = 8;
 
 /// What a client asks of a server: one session of its own.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -59,6 +62,20 @@ pub(super) struct Ready {
     pub(super) body_bytes_max: u64,
     /// Where the scheduler of the session's store listens, on the same host.
     pub(super) scheduler_port: u16,
+}
+
+impl Ready {
+    /// The same with words that are fit for a terminal, whoever wrote them.
+    fn cleaned(self) -> Self {
+        let Chosen { transport, refused } = &self.chosen;
+        let reasons = refused.iter().take(REASONS_MAX).map(|(name, reason)| (cleaned(name), cleaned(reason)));
+        Self {
+            host: self.host.cleaned(),
+            chosen: Chosen { transport: cleaned(transport), refused: reasons.collect() },
+            waiting: cleaned(&self.waiting),
+            ..self
+        }
+    }
 }
 
 /// A transport that was chosen, and why not the others.
@@ -121,9 +138,9 @@ impl Session {
         stream.set_write_timeout(Some(timeout)).map_err(broken)?;
         write(&stream, ask).map_err(broken)?;
         let ready = match read(&stream).map_err(broken)? {
-            Answer::Ready(ready) => ready,
+            Answer::Ready(ready) => ready.cleaned(),
             Answer::Refused { text, unavailable } => {
-                let text = format!("the server at {address} refuses: {text}");
+                let text = format!("the server at {address} refuses: {}", cleaned(&text));
                 return Err(Stop::Failed(if unavailable {
                     Unavailable(text).into()
                 } else {

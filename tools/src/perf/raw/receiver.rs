@@ -1,7 +1,6 @@
 //! The side that receives frames: takes them, looks at those that ask for it, acknowledges.
 //! Knows one link; not why frames are sent. Run on a thread of its own for each link, by `server.rs` and `client.rs`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -33,12 +32,7 @@ struct Receiver<E: Endpoint> {
 }
 
 /// Receives until the peer closes, breaks the rules, is silent for long, or `stop` is raised.
-pub(in super::super) fn receive<E: Endpoint>(
-    endpoint: E,
-    link: Link,
-    mut turns: Loop,
-    stop: &Arc<AtomicBool>,
-) {
+pub(in super::super) fn receive<E: Endpoint>(endpoint: E, link: Link, mut turns: Loop, stop: &AtomicBool) {
     // A link that cannot be adopted is closed by that, and the other side hears of it.
     let Ok(port) = Port::new(endpoint, link) else { return };
     let clock = turns.clock();
@@ -137,6 +131,8 @@ impl<E: Endpoint> Shell for Receiver<E> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use rangefold_transport::wait::Clock;
     use rangefold_transport::{Events, LostReason, Region, memory};
 

@@ -302,6 +302,8 @@ mod tests {
         let ran = sender.run(&shape, &run(&sender, 4, fast));
         assert!(ran.stopped.is_none());
         assert_eq!(ran.samples.count() + ran.unsent, 5_000_000_000);
+        // All that were sent were due in the first microsecond, so the last one took as long as the run.
+        assert!(ran.samples.latency().max_ns.unwrap() + 1_000 >= ran.ended_ns - ran.begun_ns);
         drop(sender);
         receiver.join().unwrap();
     }

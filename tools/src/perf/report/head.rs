@@ -4,8 +4,9 @@
 use std::fmt::Write as _;
 
 use super::setting::Setting;
-use super::{CELL, COMMIT, command, one_line};
-use crate::perf::options::{Check, Operation, Plan, UNDER_WAY_BYTES_MAX};
+use super::{COMMIT, cells_line, command};
+use crate::perf::host::one_line;
+use crate::perf::options::{Check, Operation, Plan, StoreOperation, UNDER_WAY_BYTES_MAX};
 use crate::perf::row::COLUMNS;
 
 /// All of it, with the names of the columns at its end.
@@ -38,14 +39,18 @@ pub(super) fn head(plan: &Plan, setting: &Setting) -> String {
     for (name, words) in lines {
         let _ = writeln!(text, "# {name:<11} {}", one_line(&words));
     }
-    let columns = COLUMNS[1..].iter().map(|column| format!(" {column:>CELL$}"));
-    let _ = writeln!(text, "# {:>10}{}", COLUMNS[0], columns.collect::<String>());
+    // The hash takes the place of a blank, so that the names stand above their numbers.
+    let names = cells_line(&COLUMNS.map(|(name, _)| name.to_owned()));
+    text.push('#');
+    text.push_str(names.strip_prefix(' ').unwrap_or(&names));
     text
 }
 
 fn threads(plan: &Plan, setting: &Setting) -> String {
-    let each =
-        if plan.operation == Operation::Send { "each with a connection" } else { "all with one client" };
+    let each = match plan.operation {
+        Operation::Raw(_) => "each with a connection",
+        Operation::Store(_) => "all with one client",
+    };
     let pinned = if plan.cores.is_empty() {
         "not pinned".into()
     } else {
@@ -78,13 +83,11 @@ fn each_size(plan: &Plan) -> String {
 
 pub(super) fn size_words(operation: Operation) -> &'static str {
     match operation {
-        Operation::Send | Operation::Read | Operation::Write => {
-            "bytes of a message's body; a head of 64 bytes travels before it"
-        }
-        Operation::Push | Operation::Pull => {
+        Operation::Raw(_) => "bytes of a message's body; a head of 64 bytes travels before it",
+        Operation::Store(StoreOperation::Push | StoreOperation::Pull) => {
             "keys x width x 4 bytes of f32, heads apart; messages above 256 KiB travel as frames of that"
         }
-        Operation::PushPull => {
+        Operation::Store(StoreOperation::PushPull) => {
             "keys x width x 4 bytes of f32 in each direction, heads apart; messages above 256 KiB travel as frames of that"
         }
     }
@@ -92,36 +95,37 @@ pub(super) fn size_words(operation: Operation) -> &'static str {
 
 pub(super) fn time_words(operation: Operation) -> &'static str {
     match operation {
-        Operation::Send | Operation::Read | Operation::Write => {
+        Operation::Raw(_) => {
             "round trip, not halved: from sending to the acknowledgement that stands for the message"
         }
-        Operation::Push => {
+        Operation::Store(StoreOperation::Push) => {
             "round trip, not halved: from the call to when a wait for its acknowledgement returns; added by then"
         }
-        Operation::Pull => "round trip, not halved: from the call to when a wait for its values returns",
-        Operation::PushPull => {
+        Operation::Store(StoreOperation::Pull) => {
+            "round trip, not halved: from the call to when a wait for its values returns"
+        }
+        Operation::Store(StoreOperation::PushPull) => {
             "round trip, not halved: a push and, in the same stream behind it, a pull of the same range; until its values are there"
         }
     }
 }
 
 pub(super) fn check_words(operation: Operation, check: Check) -> &'static str {
-    let raw = matches!(operation, Operation::Send | Operation::Read | Operation::Write);
     match (check, operation) {
         (Check::None, _) => "NONE: no data are looked at",
-        (Check::Ends, _) if raw => {
+        (Check::Ends, Operation::Raw(_)) => {
             "the first and the last message, outside the timed window, and the order of all; #wrong counts bytes"
         }
-        (Check::Ends, _) => {
+        (Check::Ends, Operation::Store(_)) => {
             "before and after the timed window the whole table is pushed and read, every sum compared; #wrong counts elements"
         }
-        (Check::Every, Operation::Push) => {
-            "EVERY push is read back before the next one, inside the timed window: rates are those of both; #wrong counts elements"
-        }
-        (Check::Every, _) if raw => {
+        (Check::Every, Operation::Raw(_)) => {
             "EVERY message, by the receiver, inside the timed window; #wrong counts bytes"
         }
-        (Check::Every, _) => {
+        (Check::Every, Operation::Store(StoreOperation::Push)) => {
+            "EVERY push is read back before the next one, inside the timed window: rates are those of both; #wrong counts elements"
+        }
+        (Check::Every, Operation::Store(StoreOperation::Pull | StoreOperation::PushPull)) => {
             "EVERY pull, inside the timed window, and the whole table before and after; #wrong counts elements"
         }
     }

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::host::one_line;
 use super::options::{Format, Plan};
 use super::row::{COLUMNS, Row, UNKNOWN, median};
 use crate::say;
@@ -22,8 +23,6 @@ pub(super) use setting::Setting;
 const SCHEMA: u32 = 1;
 /// The commit that this program was built from, where that was known (`tools/build.rs`).
 const COMMIT: Option<&str> = option_env!("RANGEFOLD_COMMIT");
-/// Width of a cell.
-const CELL: usize = 12;
 /// Names of the CSV's columns behind the first ones.
 const CSV_COLUMNS: [&str; COLUMNS.len()] = [
     "size_bytes",
@@ -86,9 +85,9 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The rows that stand for their shapes.
-    pub(super) fn medians(&self) -> Vec<&Row> {
-        self.rows.chunk_by(|one, next| one.shape == next.shape).filter_map(median).collect()
+    /// The repeats of each shape so far.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = &[Row]> {
+        self.rows.chunk_by(|one, next| one.shape == next.shape)
     }
 
     /// Prints what comes after the last row: how it ended, and what is wrong.
@@ -150,13 +149,7 @@ impl<'a> Report<'a> {
 /// The row that stands for the repeats, and how far they lie apart.
 fn table_lines(repeats: &[Row]) -> String {
     let Some(row) = median(repeats) else { return String::new() };
-    let cells = row.cells();
-    let mut text = format!("{:>CELL$}", cells[0]);
-    for cell in &cells[1..] {
-        // A cell that is too long is longer, and a blank still stands before it.
-        let _ = write!(text, " {cell:>CELL$}");
-    }
-    text.push('\n');
+    let mut text = cells_line(&row.cells());
     if repeats.len() > 1 {
         let rates = repeats.iter().map(Row::megabytes_per_second);
         let (low, high) =
@@ -168,14 +161,20 @@ fn table_lines(repeats: &[Row]) -> String {
     text
 }
 
+/// A line of a table, its cells under their names.
+fn cells_line(cells: &[String; COLUMNS.len()]) -> String {
+    let mut text = String::new();
+    for (index, (cell, (_, width))) in cells.iter().zip(COLUMNS).enumerate() {
+        let between = if index == 0 { "" } else { " " };
+        let _ = write!(text, "{between}{cell:>width$}");
+    }
+    text.push('\n');
+    text
+}
+
 /// As it was given.
 fn command() -> Vec<String> {
     std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
-}
-
-/// What must not break a line, whoever wrote it.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -194,10 +193,5 @@ mod tests {
         assert_eq!(lines[1], "# 3 repeats: 213.333 to 640.000 MB/s, #wrong 0 in all");
         assert_eq!(table_lines(&repeats[..1]).lines().count(), 1);
         assert_eq!(CSV_COLUMNS.len(), row(64, 1, 1).cells().len());
-    }
-
-    #[test]
-    fn words_of_another_host_stay_on_their_line() {
-        assert_eq!(one_line("a\nb\u{1b}[2Jc"), "a b [2Jc");
     }
 }

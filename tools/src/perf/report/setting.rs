@@ -55,11 +55,9 @@ impl Setting {
         ready: &Ready,
     ) -> Self {
         let is_here = plan.address.is_none();
-        let raw = plan.operation == Operation::Send;
-        let connections = if raw {
-            "one connection for each thread"
-        } else {
-            "one connection to the shard, used by all threads"
+        let connections = match plan.operation {
+            Operation::Raw(_) => "one connection for each thread",
+            Operation::Store(_) => "one connection to the shard, used by all threads",
         };
         let loopback =
             address.starts_with("127.") || address.starts_with("[::1]") || address.starts_with("localhost:");
