@@ -235,6 +235,11 @@ impl Endpoint {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn looked_at_count(&self) -> usize {
+        self.looked_at.len()
+    }
+
     /// Finds out who is to be visited.
     fn find(&mut self) {
         self.polls = self.polls.wrapping_add(1);
@@ -250,9 +255,10 @@ impl Endpoint {
             self.retire_one();
         }
         self.unasked += 1;
-        // The last poll before a sleep asks, so that what came meanwhile is not slept over.
-        if self.unasked >= ASK_EVERY || self.waker.is_armed() {
-            self.unasked = 0;
+        // The last poll before a sleep asks, and the first one after it, in which the reason to wake is found.
+        let armed = self.waker.is_armed();
+        if self.unasked >= ASK_EVERY || armed {
+            self.unasked = if armed { ASK_EVERY } else { 0 };
             self.collect();
             self.give_up();
         }
@@ -409,7 +415,7 @@ impl Endpoint {
         }
         self.closing.retain(|closing| *closing != slot);
         self.shared_bytes -= connection.half.mapped_bytes();
-        let _ = epoll::delete(&self.set, &connection.half.socket);
+        let _ = epoll::delete(&self.set, &connection.half.wire);
     }
 }
 
@@ -463,7 +469,7 @@ impl crate::endpoint::Endpoint for Endpoint {
         let parser = HeadParser::new(self.framing, link.number, self.limits.body_bytes_max);
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         // The set reports what is there already as the first edge.
-        let ready = epoll::add(&self.set, &half.socket, epoll::EventData::new_u64(slot as u64), flags);
+        let ready = epoll::add(&self.set, &half.wire, epoll::EventData::new_u64(slot as u64), flags);
         let connection = Connection {
             half,
             receiver: Receiver::new(parser, link.place_from),
@@ -494,13 +500,16 @@ impl crate::endpoint::Endpoint for Endpoint {
                 // An answer is likely to come soon.
                 look_at(connection, slot, self.polls, &mut self.looked_at);
             }
-            connection.write();
+            let bytes = connection.write();
             connection.half.tell();
-            if connection.send.has_sent() || connection.send.has_unsent() || connection.cut {
+            // What is left waits for room, of which the other side tells.
+            if connection.send.has_sent() || connection.cut || bytes >= QUOTA_BYTES {
                 self.peers.enqueue(slot);
             }
         }
-        self.stir();
+        if self.peers.has_work() {
+            self.stir();
+        }
         outcome
     }
 

@@ -218,3 +218,8 @@ impl Consumer {
         self.mapping.side(1 - self.side).read.0.store(self.read, Ordering::Release);
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;
