@@ -34,6 +34,8 @@ pub enum Violation {
     BodyTooLong,
     /// More messages than this side granted credits for.
     Overrun,
+    /// Positions in shared memory that no correct peer writes.
+    Indices,
 }
 
 impl fmt::Display for Violation {
@@ -42,6 +44,7 @@ impl fmt::Display for Violation {
             Self::Head => "a damaged or foreign message head",
             Self::BodyTooLong => "a body longer than the granted limit",
             Self::Overrun => "more messages than were granted",
+            Self::Indices => "positions in shared memory that cannot be",
         })
     }
 }
@@ -67,6 +70,15 @@ pub enum AdoptError {
     TooManyPeers {
         /// The limit.
         limit: u32,
+    },
+    /// The rings of all links would take more than they may.
+    #[error(
+        "the links of this endpoint would share more than {limit} bytes of memory; raise `shared_bytes` or use smaller \
+         rings (`ring_bytes`)"
+    )]
+    SharedMemory {
+        /// The limit, in bytes.
+        limit: usize,
     },
 }
 

@@ -31,6 +31,7 @@ pub mod link;
 pub mod memory;
 mod primitive;
 pub mod region;
+pub mod shm;
 pub mod sim;
 pub mod socket;
 pub mod stream;

@@ -1,10 +1,10 @@
 //! A finished link: what a handshake leaves behind and an endpoint adopts.
 //! Knows which backend it is for and the number that both sides check frames with; carries no bytes itself.
-//! Made by `memory`, `sim` and `bootstrap`; taken by `Endpoint::adopt`.
+//! Made by `memory`, `sim`, `shm` and `bootstrap`; taken by `Endpoint::adopt`.
 
 use std::net::TcpStream;
 
-use crate::{memory, sim};
+use crate::{memory, shm, sim};
 
 /// One side of an authenticated connection, not yet owned by an endpoint.
 ///
@@ -20,6 +20,7 @@ pub struct Link {
 pub(crate) enum Kind {
     Memory(memory::Half),
     Sim(sim::Half),
+    Shm(shm::Half),
     Tcp(Tcp),
 }
 
@@ -47,7 +48,7 @@ impl Link {
     pub fn address(&self) -> Option<&str> {
         match &self.kind {
             Kind::Tcp(tcp) => Some(&tcp.address),
-            Kind::Memory(_) | Kind::Sim(_) => None,
+            Kind::Memory(_) | Kind::Sim(_) | Kind::Shm(_) => None,
         }
     }
 
@@ -70,6 +71,7 @@ impl Link {
         match self.kind {
             Kind::Memory(_) => "memory",
             Kind::Sim(_) => "sim",
+            Kind::Shm(_) => "shm",
             Kind::Tcp(_) => "tcp",
         }
     }

@@ -104,6 +104,12 @@ impl Waker {
         self.futex.word.swap(AWAKE, Ordering::Relaxed) == RUNG
     }
 
+    /// Whether the sleeper has armed and not disarmed: it sleeps, is about to, or has just been woken. For its own thread.
+    pub(crate) fn is_armed(&self) -> bool {
+        // Relaxed: asked by the thread that arms and disarms; others only tell the two armed states apart.
+        self.futex.word.load(Ordering::Relaxed) != AWAKE
+    }
+
     /// Whether it was rung since `arm`; changes nothing.
     #[must_use]
     pub fn is_rung(&self) -> bool {

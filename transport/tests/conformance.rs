@@ -2,9 +2,11 @@
 
 use rangefold_transport::conformance::{self, Fixture};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use rangefold_transport::stream::Limits;
-use rangefold_transport::{Endpoint as _, Events, Link, Peer, auto, memory, sim, socket, uring};
+use rangefold_transport::{Endpoint as _, Events, Link, Peer, auto, memory, shm, sim, socket, uring};
 
 /// Depth of the tests' queues, so small that `Full` is common.
 const DEPTH: u32 = 4;
@@ -186,6 +188,48 @@ fn ring_beside_a_socket() -> Both {
     Both { number: 0, endpoints: 0, over_ring: true }
 }
 
+/// Both ends of a link through shared memory, by the exchange that two processes would have.
+fn shm_pair(number: u64) -> (Link, Link) {
+    let (left, right) = UnixStream::pair().expect("descriptors");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    std::thread::scope(|scope| {
+        let offered = scope.spawn(move || shm::offer(left, number, shm::RING_BYTES_MIN, deadline));
+        let accepted = shm::accept(right, number, shm::RING_BYTES_MAX, deadline).expect("what was offered");
+        (offered.join().expect("it does not panic").expect("accepted"), accepted)
+    })
+}
+
+/// With rings of a page, so that bodies are longer than a ring.
+struct Shm {
+    number: u64,
+}
+
+impl Fixture for Shm {
+    type Endpoint = shm::Endpoint;
+
+    fn endpoint(&mut self, body_bytes_max: Option<u32>) -> shm::Endpoint {
+        let limits = shm::Limits {
+            peers_max: 8,
+            operations_per_peer_max: DEPTH,
+            body_bytes_max: body_bytes_max.unwrap_or(1 << 20),
+            receive_bytes: 0,
+            ..shm::Limits::default()
+        };
+        shm::Endpoint::new(conformance::FRAMING, limits).expect("descriptors")
+    }
+
+    fn connect(&mut self) -> (Link, Link) {
+        self.number += 1;
+        shm_pair(self.number)
+    }
+
+    fn step(&mut self) {}
+}
+
+fn shm() -> Shm {
+    Shm { number: 0 }
+}
+
 fn memory() -> Memory {
     Memory { number: 0 }
 }
@@ -236,6 +280,13 @@ macro_rules! promises {
             $(#[test]
             fn $promise() {
                 super::conformance::$promise(super::ring_beside_a_socket());
+            })*
+        }
+
+        mod over_shm {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::shm());
             })*
         }
 
@@ -300,6 +351,11 @@ fn socket_and_uring_with_threads() {
     conformance::all_with_threads(ring_beside_a_socket);
 }
 
+#[test]
+fn shm_with_threads() {
+    conformance::all_with_threads(shm);
+}
+
 /// Endpoints and links may be made on one thread and used on another.
 #[test]
 fn endpoints_and_links_change_threads() {
@@ -308,6 +364,7 @@ fn endpoints_and_links_change_threads() {
     assert_send::<memory::Endpoint>();
     assert_send::<sim::Endpoint>();
     assert_send::<uring::Endpoint>();
+    assert_send::<shm::Endpoint>();
     assert_send::<socket::Endpoint>();
     assert_send::<auto::Endpoint>();
     assert_send::<rangefold_transport::Arena>();

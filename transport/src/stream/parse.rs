@@ -1,5 +1,5 @@
 //! Finds heads in a stream of bytes that is cut anywhere.
-//! Knows lengths through `Framing` only; bodies are the caller's. Called by the receiving halves of both TCP backends.
+//! Knows lengths through `Framing` only; bodies are the caller's. Called by the receiving halves of the TCP backends and of `shm`.
 //! Source: protocol.md §12, F1: a length counts only after the head's check.
 
 use crate::endpoint::{EXTENSION_BYTES_MAX, HEAD_BYTES_MAX, HEADER_BYTES, Head};
@@ -69,6 +69,31 @@ impl HeadParser {
         }
         self.kept = 0;
         Ok(Parsed { consumed, head: Some(self.check(&self.beginning[..head_bytes])?) })
+    }
+
+    /// The next head out of bytes that must be copied before they may be looked at: `read` copies those that follow, and says
+    /// how many there were. `None`: there are not enough yet.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    #[inline]
+    pub(crate) fn read(
+        &mut self,
+        mut read: impl FnMut(&mut [u8]) -> usize,
+    ) -> Result<Option<(Head, usize)>, Violation> {
+        if self.kept < HEADER_BYTES {
+            self.kept += read(&mut self.beginning[self.kept..HEADER_BYTES]);
+        }
+        let Some(fixed) = self.beginning[..self.kept].first_chunk() else { return Ok(None) };
+        let head_bytes = self.head_bytes(fixed)?;
+        if self.kept < head_bytes {
+            self.kept += read(&mut self.beginning[self.kept..head_bytes]);
+        }
+        if self.kept < head_bytes {
+            return Ok(None);
+        }
+        self.kept = 0;
+        self.check(&self.beginning[..head_bytes]).map(Some)
     }
 
     fn head_bytes(&self, fixed: &[u8; HEADER_BYTES]) -> Result<usize, Violation> {

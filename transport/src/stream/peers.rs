@@ -1,5 +1,5 @@
 //! The peers of one endpoint: slots with generations, what was posted for whom, and who is to be looked at next.
-//! Knows numbers and send queues; not what else a connection is. Called by the endpoints of `socket` and `uring`.
+//! Knows numbers and send queues; not what else a connection is. Called by the endpoints of `socket`, `uring` and `shm`.
 
 use std::collections::VecDeque;
 

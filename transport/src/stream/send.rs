@@ -1,5 +1,5 @@
 //! What is to be sent to one peer, in order, and what one call sends of it.
-//! Knows operations and bytes; makes no system call. Called by the endpoints of `socket` and `uring`.
+//! Knows operations and bytes; makes no system call. Called by the endpoints of `socket`, `uring` and `shm`.
 //! Source: `transport/DESIGN.md` (TCP): one vectored send a peer and turn, small bodies copied behind their heads.
 
 use std::collections::VecDeque;
@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::endpoint::{Body, Event, Events, HEAD_BYTES_MAX, Head, Peer, Token};
 use crate::error::LostReason;
+use crate::region::Slice;
 
 /// Bodies up to this are copied behind their head: below, an entry of a vector costs the kernel more than the copy.
 const COPY_BYTES_MAX: usize = 512;
@@ -145,6 +146,43 @@ impl SendQueue {
                 skip = 0;
             }
         }
+    }
+
+    /// Gives what is due to `put`, where it lies, until that takes less than it is given or `limit` bytes are taken. Says how many
+    /// were. Bodies that were taken whole are let go.
+    ///
+    /// # Errors
+    /// Those of `put`; what it took before counts.
+    #[inline]
+    pub(crate) fn write<E>(
+        &mut self,
+        limit: usize,
+        mut put: impl FnMut(&[u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let mut bytes = 0;
+        while let Some(operation) = self.unsent.front() {
+            let mut skip = self.written;
+            let parts = operation.body.slices().iter().map(Slice::as_bytes);
+            for part in std::iter::once(operation.head.as_bytes()).chain(parts) {
+                if skip >= part.len() {
+                    skip -= part.len();
+                    continue;
+                }
+                let part = &part[skip..];
+                skip = 0;
+                let count = put(&part[..part.len().min(limit - bytes)])?;
+                self.written += count;
+                bytes += count;
+                if count < part.len() {
+                    return Ok(bytes);
+                }
+            }
+            self.written = 0;
+            if let Some(Unsent { token, .. }) = self.unsent.pop_front() {
+                self.sent.push_back(token);
+            }
+        }
+        Ok(bytes)
     }
 
     /// The bytes of one part of a plan that was made since the last change of this queue.
