@@ -128,7 +128,7 @@ fn miri() -> Outcome {
             "Miri is not installed (`rustup toolchain install nightly --component miri,rust-src`)",
         );
     }
-    let filters = ["--", "region::", "arena::tests::", "memory::", "wait::"];
+    let filters = ["--", "region::", "arena::tests::", "memory::", "wait::", "shm::ring::", "shm::copy::"];
     Stage::cargo(
         &[&["+nightly", "miri", "test", "--package", "rangefold-transport", "--lib"][..], &filters].concat(),
     )

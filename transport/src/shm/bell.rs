@@ -33,7 +33,7 @@ pub(super) struct Bell {
 impl Bell {
     /// Whether this side wants to be rung.
     pub(super) fn asks(&self) -> bool {
-        self.number % 2 == 1
+        !self.number.is_multiple_of(2)
     }
 
     /// Wants to be rung from now on, for what comes after everything that it was rung for. The caller must issue a full fence

@@ -26,6 +26,19 @@ pub(super) use wide::{copy_in, copy_out};
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
 pub(super) use words::{copy_in, copy_out};
 
+/// Asks for a cache line. No access in the language's sense: it reads nothing, and an address that is not mapped does no harm.
+#[inline]
+pub(super) fn prefetch(place: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = place;
+}
+
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod wide {
     use std::arch::asm;
@@ -185,10 +198,13 @@ mod words {
 
 #[cfg(test)]
 mod tests {
+    type In = unsafe fn(&[u8], *mut u8);
+    type Out = unsafe fn(*const u8, &mut [u8]);
+
     /// Every length and every misalignment of either side around the loop's borders, and nothing outside is touched.
     #[test]
     fn copies_what_it_should_and_nothing_else() {
-        let ways: [(&str, unsafe fn(&[u8], *mut u8), unsafe fn(*const u8, &mut [u8])); 2] = [
+        let ways: [(&str, In, Out); 2] = [
             ("chosen", super::copy_in, super::copy_out),
             ("words", super::words::copy_in, super::words::copy_out),
         ];
@@ -203,12 +219,12 @@ mod tests {
                 let from = &source[offset / 2..offset / 2 + len];
                 let mut there = vec![0_u8; len + 64];
                 // SAFETY: the vector has room for `offset + len` bytes and nothing else looks at it meanwhile.
-                unsafe { copy_in(from, there.as_mut_ptr().add(offset)) };
+                unsafe { copy_in(from, there[offset..].as_mut_ptr()) };
                 assert_eq!(&there[offset..offset + len], from, "{name}, {len} bytes at {offset}");
                 assert!(there[..offset].iter().chain(&there[offset + len..]).all(|byte| *byte == 0));
                 let mut back = vec![0_u8; len + 32];
                 // SAFETY: as above.
-                unsafe { copy_out(there.as_ptr().add(offset), &mut back[16..16 + len]) };
+                unsafe { copy_out(there[offset..].as_ptr(), &mut back[16..16 + len]) };
                 assert_eq!(&back[16..16 + len], from, "{name}, {len} bytes from {offset}");
                 assert!(back[..16].iter().chain(&back[16 + len..]).all(|byte| *byte == 0));
             }

@@ -53,12 +53,12 @@ pub struct Limits {
     pub operations_per_peer_max: u32,
     /// Memory for bodies that have arrived or are arriving, as in [`stream::Limits`](crate::stream::Limits).
     pub receive_bytes: usize,
-    /// Shared memory of all links together: twice the ring and a page each (516 KiB by default).
+    /// Shared memory of all links together: twice the ring and a page each (2 MiB and 4 KiB by default).
     pub shared_bytes: usize,
 }
 
 impl Default for Limits {
-    /// As over TCP. Shared memory for 1,024 links with rings of the default size.
+    /// As over TCP. Shared memory for 511 links with rings of the default size, for 2,032 with those of 256 KiB.
     fn default() -> Self {
         let tcp = crate::stream::Limits::default();
         Self {
@@ -66,7 +66,7 @@ impl Default for Limits {
             body_bytes_max: tcp.body_bytes_max,
             operations_per_peer_max: tcp.operations_per_peer_max,
             receive_bytes: tcp.receive_bytes,
-            shared_bytes: 1024 * super::mapping::mapped_bytes(super::RING_BYTES_DEFAULT),
+            shared_bytes: 1 << 30,
         }
     }
 }

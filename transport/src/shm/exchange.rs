@@ -30,7 +30,7 @@ use super::mapping::{Mapping, Unfit, mapped_bytes};
 use crate::link::{Kind, Link};
 
 /// Bytes of each of a link's two rings, by default (`transport/DESIGN.md`, shm).
-pub const RING_BYTES_DEFAULT: usize = 256 << 10;
+pub const RING_BYTES_DEFAULT: usize = 1 << 20;
 /// The smallest ring: a page.
 pub const RING_BYTES_MIN: usize = 4 << 10;
 /// The largest ring that an accepting side maps, whatever its own setting.

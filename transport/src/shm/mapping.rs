@@ -196,6 +196,15 @@ mod shared {
             }
         }
 
+        /// Asks the processor for the lines of `len` bytes, which may be in the other one's cache. Reads nothing.
+        #[inline]
+        pub(in crate::shm) fn prefetch(&self, side: usize, position: u64, len: usize) {
+            for at in (0..len).step_by(64) {
+                let (place, _) = self.place(side, position + at as u64);
+                copy::prefetch(place);
+            }
+        }
+
         /// Where a position lies in a ring, and how many bytes of the ring begin there.
         #[inline]
         fn place(&self, side: usize, position: u64) -> (*mut u8, usize) {
@@ -251,18 +260,22 @@ mod shared {
     }
 }
 
-/// For the models: loom's atomics cannot lie in a mapping, and it must see every byte.
+/// For the models: loom's atomics cannot lie in a mapping. The bytes are cells, whose every use loom orders: between two correct
+/// sides there must be no race, though the copies would bear one.
 #[cfg(loom)]
 mod modelled {
     use std::os::fd::AsFd;
 
     use super::{Line, Side, State};
-    use crate::primitive::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+    use crate::primitive::{AtomicU32, AtomicU64, UnsafeCell};
 
     pub(in crate::shm) struct Mapping {
         sides: [Side; 2],
-        rings: [Box<[AtomicU8]>; 2],
+        rings: [Box<[UnsafeCell<u8>]>; 2],
     }
+
+    // SAFETY: loom fails a model in which two threads use a cell at once.
+    unsafe impl Sync for Mapping {}
 
     impl Mapping {
         pub(in crate::shm) fn private(ring_bytes: usize) -> Self {
@@ -271,7 +284,7 @@ mod modelled {
                 read: Line(AtomicU64::new(0)),
                 state: Line(State { bell: AtomicU64::new(0), closed: AtomicU32::new(0) }),
             };
-            let ring = || (0..ring_bytes).map(|_| AtomicU8::new(0)).collect();
+            let ring = || (0..ring_bytes).map(|_| UnsafeCell::new(0)).collect();
             Self { sides: [side(), side()], rings: [ring(), ring()] }
         }
 
@@ -289,17 +302,21 @@ mod modelled {
 
         pub(in crate::shm) fn write(&self, side: usize, position: u64, from: &[u8]) {
             for (position, byte) in (position..).zip(from) {
-                self.byte(side, position).store(*byte, Ordering::Relaxed);
+                // SAFETY: the byte is this side's (`ring.rs`), which loom checks.
+                self.byte(side, position).with_mut(|place| unsafe { *place = *byte });
             }
         }
 
         pub(in crate::shm) fn read(&self, side: usize, position: u64, to: &mut [u8]) {
             for (position, byte) in (position..).zip(to) {
-                *byte = self.byte(side, position).load(Ordering::Relaxed);
+                // SAFETY: as in `write`.
+                *byte = self.byte(side, position).with(|place| unsafe { *place });
             }
         }
 
-        fn byte(&self, side: usize, position: u64) -> &AtomicU8 {
+        pub(in crate::shm) fn prefetch(&self, _side: usize, _position: u64, _len: usize) {}
+
+        fn byte(&self, side: usize, position: u64) -> &UnsafeCell<u8> {
             let index = position % self.rings[side].len() as u64;
             &self.rings[side][usize::try_from(index).expect("a small ring")]
         }

@@ -40,6 +40,10 @@ use crate::shm::mapping::Mapping;
 /// Of long writes and reads the index moves after so many bytes: the other end copies while this one goes on.
 const PIECE_BYTES: usize = 32 << 10;
 
+/// So much of what has just come is fetched at once: a head is looked at before its body is copied, and without this the body's
+/// lines would be waited for after the head's.
+const PREFETCH_BYTES: usize = 512;
+
 /// The end that writes. One per side of a link.
 pub(super) struct Producer {
     mapping: Arc<Mapping>,
@@ -154,6 +158,7 @@ impl Consumer {
                 return Err(Violation::Indices);
             }
             self.written_seen = written;
+            self.mapping.prefetch(self.side, self.read, self.known().min(PREFETCH_BYTES));
         }
         Ok(self.known())
     }
