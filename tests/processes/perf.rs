@@ -126,7 +126,7 @@ fn tables_and_csv_hold_what_a_reader_can_compute_with() {
     let rows = table_rows(&text);
     assert_eq!(rows.len(), 10, "{text}");
     rows.iter().for_each(|row| recompute(row, 0.000_500_1));
-    for expected in ["# host ", "# transport ", "# check ", "# command ", "#    size(B) ", "# 3 repeats: "] {
+    for expected in ["# host ", "# transport ", "# check ", "# command ", "#  size(B) ", "# 3 repeats: "] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     // Expect: a size alone is measured and printed as one of a sweep is.

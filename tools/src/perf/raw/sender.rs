@@ -297,13 +297,13 @@ mod tests {
         let ran = sender.run(&shape, &run(&sender, 4, slow));
         assert_eq!((ran.samples.count(), ran.unsent), (20, 0));
         assert!(ran.ended_ns - ran.begun_ns >= 19 * 500_000, "the twentieth is due after 9.5 ms");
-        // Far more than can be: 10^12 a second for 5 ms.
-        let fast = Pace::open(Limit::Time(5_000_000), 1e12, 0, 1);
-        let ran = sender.run(&shape, &run(&sender, 4, fast));
+        // Far more than can be, 10^12 a second: all are due within the first nanoseconds, so the last takes as long as the run.
+        let fast = |limit| Pace::open(limit, 1e12, 0, 1);
+        let ran = sender.run(&shape, &run(&sender, 4, fast(Limit::Messages(1_000))));
+        assert!(ran.samples.latency().max_ns.unwrap() + 1_000 >= ran.ended_ns - ran.begun_ns);
+        let ran = sender.run(&shape, &run(&sender, 4, fast(Limit::Time(5_000_000))));
         assert!(ran.stopped.is_none());
         assert_eq!(ran.samples.count() + ran.unsent, 5_000_000_000);
-        // All that were sent were due in the first microsecond, so the last one took as long as the run.
-        assert!(ran.samples.latency().max_ns.unwrap() + 1_000 >= ran.ended_ns - ran.begun_ns);
         drop(sender);
         receiver.join().unwrap();
     }
