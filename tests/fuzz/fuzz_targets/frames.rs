@@ -1,5 +1,6 @@
 //! A stream of frames as a connection would receive it: cut anywhere, heads found by the transport, read by the protocol.
-//! The first byte says how it is cut, and whether each head's check is put right, without which no fuzzer gets past it.
+//! The first byte says how it is cut, and whether each head's first bytes and check are put right, without which no fuzzer gets
+//! past them.
 //! Nothing may panic; what the transport lets through the protocol can read, and can write again.
 #![no_main]
 
@@ -13,21 +14,28 @@ const BODY_BYTES_MAX: u32 = 1 << 20;
 /// Where a head keeps its check.
 const CHECK_AT: usize = 60;
 
-/// Puts the check of each head right that begins where a head would.
+/// Puts magic, version and check right of each head that begins where a head would.
 fn put_right(bytes: &mut [u8]) {
     let mut at = 0;
-    while let Some(fixed) = bytes[at..].first_chunk::<{ wire::HEADER_BYTES }>() {
-        let Ok(extension_bytes) = wire::extension_bytes(fixed) else { return };
-        let Some(head) = bytes[at..].get_mut(..wire::HEADER_BYTES + extension_bytes) else { return };
-        let covered = [&head[..CHECK_AT], &head[wire::HEADER_BYTES..], &CONNECTION.to_le_bytes()].concat();
-        let check = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &covered) as u32;
-        head[CHECK_AT..wire::HEADER_BYTES].copy_from_slice(&check.to_le_bytes());
-        let Ok(body_bytes) = wire::body_bytes(head, CONNECTION) else { return };
-        at = (at + head.len()).saturating_add(body_bytes);
-        if at > bytes.len() {
-            return;
-        }
+    while let Some(first) = bytes[at..].first_chunk_mut() {
+        *first = [b'R', b'F', wire::VERSION];
+        at = match put_check_right(bytes, at) {
+            Some(next) if next <= bytes.len() => next,
+            _ => return,
+        };
     }
+}
+
+/// Where the next head would begin.
+fn put_check_right(bytes: &mut [u8], at: usize) -> Option<usize> {
+    let fixed = bytes[at..].first_chunk::<{ wire::HEADER_BYTES }>()?;
+    let extension_bytes = wire::extension_bytes(fixed).ok()?;
+    let head = bytes[at..].get_mut(..wire::HEADER_BYTES + extension_bytes)?;
+    let covered = [&head[..CHECK_AT], &head[wire::HEADER_BYTES..], &CONNECTION.to_le_bytes()].concat();
+    let check = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &covered) as u32;
+    head[CHECK_AT..wire::HEADER_BYTES].copy_from_slice(&check.to_le_bytes());
+    let body_bytes = wire::body_bytes(head, CONNECTION).ok()?;
+    Some((at + head.len()).saturating_add(body_bytes))
 }
 
 fuzz_target!(|data: &[u8]| {

@@ -151,8 +151,10 @@ fn fuzz() -> Outcome {
         let time = format!("-max_total_time={seconds}");
         let run = ["+nightly", "fuzz", "run", "--fuzz-dir", "tests/fuzz", target, "--"];
         // Longer streams find nothing that several short frames do not.
-        let outcome =
-            Stage::cargo(&[&run[..], &[&time, "-max_len=2048", "-print_final_stats=1"]].concat()).run();
+        let outcome = Stage::cargo(
+            &[&run[..], &[&time, "-max_len=2048", "-len_control=0", "-print_final_stats=1"]].concat(),
+        )
+        .run();
         if outcome != Outcome::Passed {
             return outcome;
         }
