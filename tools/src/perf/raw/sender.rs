@@ -154,7 +154,8 @@ impl<E: Endpoint> Stream<'_, E> {
         let Some(Message::Acknowledgement { received, wrong }) = message.filter(|_| body.is_empty()) else {
             return self.violated();
         };
-        if received < self.sender.acknowledged || received > self.sender.sent {
+        let Sender { acknowledged, sent, wrong: wrong_before, .. } = &*self.sender;
+        if received < *acknowledged || received > *sent || wrong < *wrong_before {
             return self.violated();
         }
         for _ in self.sender.acknowledged..received {
@@ -168,9 +169,14 @@ impl<E: Endpoint> Stream<'_, E> {
         (self.progress_ns, self.ended_ns) = (now_ns, now_ns);
     }
 
+    /// Ends it; the first reason stays.
+    fn stop(&mut self, stop: Stop) {
+        self.stopped.get_or_insert(stop);
+    }
+
     fn violated(&mut self) {
-        self.stopped = Some(Stop::Failed(anyhow::anyhow!(
-            "the peer acknowledges what was not sent; do both sides run the same release?"
+        self.stop(Stop::Failed(anyhow::anyhow!(
+            "the peer acknowledges what cannot be; do both sides run the same release?"
         )));
     }
 
@@ -221,7 +227,7 @@ impl<E: Endpoint> Shell for Stream<'_, E> {
         for event in events.drain() {
             match event {
                 Event::Arrived { head, body, .. } => self.arrived(&head, &body, now_ns),
-                Event::Lost { reason, .. } => self.stopped = Some(lost(reason)),
+                Event::Lost { reason, .. } => self.stop(lost(reason)),
                 Event::Announced { arrival, .. } => self.sender.port.endpoint.place(arrival, None),
                 Event::Sent { .. } | Event::Placed { .. } => {}
             }
@@ -309,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_silent_or_gone_is_lost() {
+    fn a_peer_that_is_silent_is_lost() {
         let shape = Shape { bytes: 64, rows: None };
         let endless = Pace::closed(Limit::Messages(u64::MAX));
         // Expect: the timeout, from a peer that is there and takes nothing.
@@ -323,19 +329,20 @@ mod tests {
             ran.stopped
         );
         drop(right);
+    }
 
-        // Expect: what was acknowledged before the peer closed.
+    /// A sender's run against a peer that answers the first frames by hand, each with one of these, and closes.
+    fn answered(answers: Vec<Message>) -> Ran {
         let (left, right) = memory::pair(1, 4);
         let peer = std::thread::spawn(move || {
             let mut port = Port::new(memory::Endpoint::new(), right).unwrap();
             let mut events = rangefold_transport::Events::with_limit(1);
-            let mut received = 0;
-            while received < 3 {
+            let mut answers = answers.into_iter();
+            while answers.len() > 0 {
                 port.endpoint.poll(&mut events);
                 for event in events.drain().filter(|event| matches!(event, Event::Arrived { .. })) {
                     drop(event);
-                    received += 1;
-                    port.send(Message::Acknowledgement { received, wrong: 0 }, Body::empty());
+                    port.send(answers.next().unwrap(), Body::empty());
                     port.post();
                 }
                 std::thread::yield_now();
@@ -343,13 +350,33 @@ mod tests {
         });
         let mut sender =
             Sender::new(memory::Endpoint::new(), left, options(Duration::from_secs(20))).unwrap();
-        let ran = sender.run(&shape, &run(&sender, 1, endless));
+        let endless = run(&sender, 1, Pace::closed(Limit::Messages(u64::MAX)));
+        let ran = sender.run(&Shape { bytes: 64, rows: None }, &endless);
+        drop(sender);
+        peer.join().unwrap();
+        ran
+    }
+
+    #[test]
+    fn what_was_acknowledged_before_the_peer_closed_is_kept() {
+        let ran =
+            answered([1, 2, 3].map(|received| Message::Acknowledgement { received, wrong: 0 }).to_vec());
         assert!(
             matches!(&ran.stopped, Some(Stop::Lost(why)) if why.contains("was lost")),
             "{:?}",
             ran.stopped
         );
         assert_eq!(ran.samples.count(), 3);
-        peer.join().unwrap();
+    }
+
+    #[test]
+    fn a_peer_that_acknowledges_what_cannot_be_is_not_believed() {
+        let more = Message::Acknowledgement { received: 2, wrong: 0 };
+        let [first, second] =
+            [(1, 5), (2, 4)].map(|(received, wrong)| Message::Acknowledgement { received, wrong });
+        for answers in [vec![more], vec![first, second], vec![Message::Question]] {
+            let ran = answered(answers);
+            assert!(matches!(&ran.stopped, Some(Stop::Failed(_))), "{:?}", ran.stopped);
+        }
     }
 }
