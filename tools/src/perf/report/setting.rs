@@ -65,7 +65,14 @@ impl Setting {
             host,
             chosen,
             waiting: turns.to_string(),
-            connection: format!("TCP, {connections}; handshake by the bootstrap listener, not authenticated"),
+            connection: format!(
+                "TCP, {connections}; {}",
+                if plan.terms.secret.is_some() {
+                    "both sides have proven that they know the secret"
+                } else {
+                    "without a secret, this host only"
+                }
+            ),
             device: loopback.then_some("lo"),
             server: Server::Session { address: address.into(), is_here, ready: Box::new(ready.clone()) },
         }
