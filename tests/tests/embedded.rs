@@ -179,6 +179,51 @@ fn a_push_whose_wait_ended_too_soon_may_be_waited_for_again() {
 }
 
 #[test]
+fn values_are_pushed_from_where_they_lie_and_come_back() {
+    let (_cluster, client) = one();
+    let table = sums(&client, "t", 100);
+    let mut values = table.values(100).unwrap();
+    assert!(values.iter().all(|&value| value == 0.0));
+    values.fill(1.5);
+    let shared = values.share();
+    let tickets = [(), ()].map(|()| table.push_shared(0..100, &shared).unwrap());
+    assert!(matches!(table.push_shared(0..3, &shared), Err(Error::Shape { found: 100, .. })));
+    for ticket in tickets {
+        ticket.wait(LONG).unwrap();
+    }
+    assert_eq!(pull(&table, 0..100), [3.0; 100]);
+    let clone = shared.clone();
+    let shared = shared.try_into_values().expect_err("a clone is left");
+    drop(clone);
+    let mut values = shared.try_into_values().expect("all that read it have ended");
+    values[0] = 7.0;
+    table.push_shared(0..100, &values.share()).unwrap().wait(LONG).unwrap();
+    // What was pulled may be written and pushed as well.
+    let mut pulled = table.pull(0..1).unwrap().wait(LONG).unwrap();
+    pulled[0] += 90.0;
+    table.push_shared(99..100, &pulled.share()).unwrap().wait(LONG).unwrap();
+    assert_eq!(pull(&table, 0..2), [10.0, 4.5]);
+    assert_eq!(pull(&table, 99..100), [4.5 + 100.0]);
+}
+
+/// Small pushes in a row are gathered; the last of them leave although their program never waits.
+#[test]
+fn a_stream_that_nobody_waits_for_leaves_by_itself() {
+    let (cluster, client) = one();
+    let table = sums(&client, "t", 8);
+    for _ in 0..1_000 {
+        drop(table.push(0..1, &[1.0]).unwrap());
+    }
+    let begun = Instant::now();
+    let applied = || cluster.report().iter().map(|shard| shard.counters.pushes).sum::<u64>();
+    while applied() < 1_000 {
+        assert!(begun.elapsed() < LONG, "{} of 1000 pushes were applied", applied());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(pull(&table, 0..1), [1_000.0]);
+}
+
+#[test]
 fn a_dropped_push_goes_on_and_a_dropped_pull_is_given_up() {
     let (_cluster, clients) = workers(2, Some(0));
     let table = sums(&clients[0], "t", 8);

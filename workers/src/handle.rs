@@ -115,8 +115,8 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
         deadline: Duration,
         mut done: impl FnMut(&mut Session<E, D>) -> Option<R>,
     ) -> Result<R, Error> {
-        // Of many tasks under way most have ended when they are asked for.
-        if let Some(result) = self.with(&mut done) {
+        // Of many tasks under way most have ended when they are asked for. Whoever drives is not disturbed for that.
+        if let Some(result) = self.0.baton.try_with(&mut done).flatten() {
             return Ok(result);
         }
         let begun_ns = self.now_ns();

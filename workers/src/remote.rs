@@ -65,8 +65,8 @@ pub struct Options {
     pub busy_threads: usize,
     /// Whether whoever waits spins for ever instead, on a processor of its own.
     pub busy_poll: bool,
-    /// The program promises to use the client from one thread, the one that uses it first; another one panics. There is no
-    /// progress thread then: what is under way moves while the program is in a call of the client, and only then.
+    /// The program promises to use the client from one thread, the one that uses it first; over io_uring another one panics.
+    /// There is no progress thread then: what is under way moves while the program is in a call of the client, and only then.
     pub one_thread: bool,
     /// How long joining may take, and how long a table may wait for servers.
     pub deadline: Duration,

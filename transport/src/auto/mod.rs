@@ -1,9 +1,9 @@
 //! Picks a backend and says why, and serves it behind one type.
 //! The only folder that knows more than one backend. Called by whoever starts a node or a client.
 //!
-//! Today it picks between the two ways over TCP, once per endpoint: io_uring where the kernel has and allows it, else
-//! non-blocking sockets. `memory` links exist inside one process only and are not chosen here; shared memory and verbs
-//! are not built, and will make the choice one per peer.
+//! It knows the two ways over TCP: an endpoint that stays on one thread has both and gives each link to one of them; one that
+//! several threads use has sockets only; where one way cannot be had the other is taken. `memory` links exist inside one process
+//! only and are not chosen here; shared memory is built and not wired in, verbs are not built.
 
 mod choose;
 mod endpoint;

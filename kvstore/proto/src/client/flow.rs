@@ -7,15 +7,16 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::id::{JobId, Lane, LinkId, SegmentId, ShardId};
+use crate::id::{Lane, LinkId, SegmentId, ShardId};
 use crate::key::{Key, KeyRange};
 use crate::limits::Limits;
 use crate::map::Row;
 use crate::table::TableSpec;
 use crate::time::{Round, Stamp};
-use crate::wire::{Arguments, Header, Kind, Refusal};
+use crate::wire::{Arguments, Extension, Header, Refusal};
 
-use super::{ClientCore, Counters, Retry, TaskError, TaskId};
+use super::say::Said;
+use super::{ClientCore, Counters, Retry, SendBody, TaskError, TaskId};
 
 /// A push that is not acknowledged: kept, because it may have to be sent again, to somebody else.
 #[derive(Debug)]
@@ -151,32 +152,37 @@ impl<P> Flow<P> {
 
 impl<P: Clone> Flow<P> {
     //= protocol.md P2
-    /// The next of its values, `bytes` of them, as much as a frame holds. Its tiles cut the whole segment.
+    /// The next of its values, `bytes` of them, as much as a frame holds. Its tiles cut the whole segment. `header` says where the
+    /// frame goes.
     pub(super) fn next_frame(
         &mut self,
         bytes: u64,
         spec: &TableSpec,
+        header: Header,
         counters: &mut Counters,
-    ) -> Option<Frame<P>> {
+    ) -> Option<Said<P>> {
         let value_bytes = u64::from(spec.value_bytes());
         let pending = self.unacknowledged.get(self.next)?;
         let start = self.next_key.unwrap_or(pending.values.start);
         let range = KeyRange::new(start, start + bytes / value_bytes);
         let last = range.end == pending.values.end;
-        // A payload lies in memory, so positions in it fit usize.
-        let at = |key: Key| usize::try_from((key - pending.base) * value_bytes).unwrap_or(usize::MAX);
-        let frame = Frame {
+        let header = Header {
             first: range.start == pending.values.start,
             last,
+            // A frame's bytes fit 32 bits.
+            value_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             round: pending.round,
             stamp: pending.task.stamp,
-            previous: pending.previous,
             range,
-            arguments: pending.arguments,
-            payload: pending.payload.clone(),
-            bytes: at(range.start)..at(range.end),
+            previous: pending.previous,
+            ..header
         };
-        let mark = (frame.stamp, range.end);
+        // A payload lies in memory, so positions in it fit usize.
+        let at = |key: Key| usize::try_from((key - pending.base) * value_bytes).unwrap_or(usize::MAX);
+        let body =
+            SendBody::Values { payload: pending.payload.clone(), bytes: at(range.start)..at(range.end) };
+        let extension = Extension { arguments: pending.arguments, ..Extension::default() };
+        let mark = (header.stamp, range.end);
         counters.push_frames += 1;
         counters.bytes_pushed += bytes;
         counters.repeats += u64::from(mark <= self.sent);
@@ -186,38 +192,7 @@ impl<P: Clone> Flow<P> {
         } else {
             self.next_key = Some(range.end);
         }
-        Some(frame)
-    }
-}
-
-/// A frame of a flow, ready to be sent.
-pub(super) struct Frame<P> {
-    first: bool,
-    last: bool,
-    round: Round,
-    stamp: Stamp,
-    previous: Stamp,
-    range: KeyRange,
-    pub(super) arguments: Arguments,
-    pub(super) payload: P,
-    /// Where its values lie in the payload.
-    pub(super) bytes: core::ops::Range<usize>,
-}
-
-impl<P> Frame<P> {
-    /// Its header, but for what only the map knows.
-    pub(super) fn header(&self, job: JobId) -> Header {
-        Header {
-            first: self.first,
-            last: self.last,
-            // A frame's bytes fit 32 bits.
-            value_bytes: u32::try_from(self.bytes.len()).unwrap_or(u32::MAX),
-            round: self.round,
-            stamp: self.stamp,
-            range: self.range,
-            previous: self.previous,
-            ..Header::of(Kind::Push, job)
-        }
+        Some((header, extension, body))
     }
 }
 

@@ -11,7 +11,8 @@ use crate::wire::{self, Extension, Header, Kind, PullOptions};
 use super::link::Close;
 use super::{ClientCore, Output, PieceId, SendBody};
 
-type Said<P> = (Header, Extension, SendBody<P>);
+/// A frame: its head, and what its body is made of.
+pub(super) type Said<P> = (Header, Extension, SendBody<P>);
 
 impl<P: Clone> ClientCore<P> {
     /// Whether `poll_output` has an effect to tell, whatever may be sent.
@@ -66,7 +67,6 @@ impl<P: Clone> ClientCore<P> {
     }
 
     /// A push's frame or a pull, in turn.
-    #[inline]
     fn say_data(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
         let link = self.links.get_mut(&shard)?;
         let (pushes, pulls) = (link.has_flows(), !link.pieces.is_empty());
@@ -169,7 +169,6 @@ impl<P: Clone> ClientCore<P> {
         Some((header, Extension::default(), SendBody::Empty))
     }
 
-    #[inline]
     fn say_push(&mut self, shard: ShardId) -> Option<Said<P>> {
         loop {
             let link = self.links.get_mut(&shard)?;
@@ -187,7 +186,8 @@ impl<P: Clone> ClientCore<P> {
             }
             let spec = self.map.tables.get(&segment.table())?;
             let assignment = self.map.rows.get(&segment)?.assignment;
-            let frame = flow.next_frame(bytes, spec, &mut self.counters)?;
+            let header = Header { segment, assignment, lane, ..Header::of(Kind::Push, self.job) };
+            let said = flow.next_frame(bytes, spec, header, &mut self.counters)?;
             link.pushed(bytes);
             link.pop_flow();
             flow.queued = None;
@@ -197,13 +197,7 @@ impl<P: Clone> ClientCore<P> {
                 flow.queued = Some((round, self.sequence));
                 link.queue_flow((round, self.sequence), lane, segment);
             }
-            let header = Header { segment, assignment, lane, ..frame.header(self.job) };
-            let extension = Extension { arguments: frame.arguments, ..Extension::default() };
-            return Some((
-                header,
-                extension,
-                SendBody::Values { payload: frame.payload, bytes: frame.bytes },
-            ));
+            return Some(said);
         }
     }
 
