@@ -49,6 +49,24 @@ fn nodes_with_the_secret_work_together_and_others_are_told_why_they_do_not() {
 }
 
 #[test]
+fn measurements_are_guarded_by_the_secret_too() {
+    let file = Scratch::new("perf-secret");
+    write(&file.0, SECRET, 0o600);
+    // Every address may be bound then, and its store listens there as well.
+    let mut server = Started::new(&format!("perf server --bind 0.0.0.0:0 --secret-file {}", file.path()));
+    let bound = server.first_line().strip_prefix("listening on ").unwrap().to_owned();
+    let port = bound.rsplit_once(':').unwrap().1;
+    for operation in ["send", "push"] {
+        let measure = format!("perf {operation} 127.0.0.1:{port} --size 64 --iterations 200");
+        let without = run(&measure);
+        assert_eq!(without.status.code(), Some(1), "{operation}");
+        assert!(error_of(&without).contains("this side has none"), "{}", error_of(&without));
+        let with = with_secret(&measure, SECRET);
+        assert!(with.status.success(), "{operation}: {}", error_of(&with));
+    }
+}
+
+#[test]
 fn who_has_a_secret_joins_no_cluster_without_one() {
     let mut scheduler = Started::new("scheduler --bind 127.0.0.1:0");
     let address = scheduler.first_line().strip_prefix("listening on ").unwrap().to_owned();

@@ -6,16 +6,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::arena::Arena;
-use crate::endpoint::{
-    Arrival, Batch, Body, EXTENSION_BYTES_MAX, Endpoint, Event, Events, HEAD_BYTES_MAX, HEADER_BYTES, Head,
-    Peer, Token,
-};
+use crate::endpoint::{Batch, Body, Endpoint, Event, Events, HEAD_BYTES_MAX, HEADER_BYTES, Head, Token};
 use crate::error::{Full, LostReason, Violation};
 use crate::link::Link;
-use crate::region::{Slice, SliceMut};
-use crate::stream::Framing;
-use crate::wait::{Clock, Ended, Loop, Shell, Turn};
+
+mod harness;
+mod sleep;
+
+pub use harness::{FRAMING, head, number_of};
+pub use sleep::{rings_a_sleeper, sees_to_what_comes_up_late, sleeps_again_after_a_ring, wakes_a_sleeper};
+
+use harness::{STEPS_MAX, Side, Two, bytes_of, head_of, pattern};
 
 /// How a backend makes endpoints and links for these tests. One fixture serves one promise.
 pub trait Fixture {
@@ -31,11 +32,6 @@ pub trait Fixture {
     /// Lets a little time pass, where polls alone do not move things.
     fn step(&mut self);
 }
-
-/// Steps after which something that should have happened counts as not happening.
-const STEPS_MAX: usize = 200_000;
-/// Enough memory for any of these tests.
-const ARENA_BYTES: usize = 16 << 20;
 
 /// Checks every promise that needs one thread, each with a fixture of its own.
 pub fn all<F: Fixture>(mut make: impl FnMut() -> F) {
@@ -69,216 +65,7 @@ where
     wakes_a_sleeper(make());
     rings_a_sleeper(make());
     sleeps_again_after_a_ring(make());
-}
-
-/// An endpoint and all it has reported.
-struct Side<E> {
-    endpoint: E,
-    seen: Vec<Event>,
-    events: Events,
-}
-
-impl<E: Endpoint> Side<E> {
-    fn new(endpoint: E) -> Self {
-        Self { endpoint, seen: Vec::new(), events: Events::with_limit(16) }
-    }
-
-    fn poll(&mut self) {
-        self.endpoint.poll(&mut self.events);
-        self.seen.extend(self.events.drain());
-    }
-
-    /// Posts one operation, if there is room.
-    fn try_send(&mut self, peer: Peer, token: u64, body: Body) -> Result<(), Full> {
-        let mut batch = Batch::with_capacity(1);
-        batch.send(peer, Token(token), &head(token, &body), body);
-        self.endpoint.post(&mut batch)
-    }
-
-    fn send(&mut self, peer: Peer, token: u64, body: Body) {
-        assert_eq!(self.try_send(peer, token, body), Ok(()), "room for token {token}");
-    }
-
-    /// The numbers of the heads that have arrived, announced ones included, in order.
-    fn arrived(&self) -> Vec<u64> {
-        let number = |event: &Event| match event {
-            Event::Arrived { head, .. } | Event::Announced { head, .. } => Some(number_of(head)),
-            _ => None,
-        };
-        self.seen.iter().filter_map(number).collect()
-    }
-
-    fn completions(&self) -> Vec<(u64, Result<(), LostReason>)> {
-        let completion = |event: &Event| match event {
-            Event::Sent { token, outcome, .. } => Some((token.0, *outcome)),
-            _ => None,
-        };
-        self.seen.iter().filter_map(completion).collect()
-    }
-
-    fn losses(&self) -> Vec<LostReason> {
-        let loss = |event: &Event| match event {
-            Event::Lost { reason, .. } => Some(*reason),
-            _ => None,
-        };
-        self.seen.iter().filter_map(loss).collect()
-    }
-
-    /// The announcement that was seen, if any.
-    fn announced(&self) -> Option<(Arrival, usize)> {
-        self.seen.iter().find_map(|event| match event {
-            Event::Announced { arrival, body_bytes, .. } => Some((*arrival, *body_bytes)),
-            _ => None,
-        })
-    }
-
-    /// The body of the first message that has arrived whole.
-    fn body(&self) -> Option<Vec<u8>> {
-        self.seen.iter().find_map(|event| match event {
-            Event::Arrived { body, .. } => Some(bytes_of(body)),
-            _ => None,
-        })
-    }
-
-    /// Takes the first placed destination out of what was seen.
-    fn take_placed(&mut self) -> Option<(SliceMut, Result<(), LostReason>)> {
-        let index = self.seen.iter().position(|event| matches!(event, Event::Placed { .. }))?;
-        match self.seen.remove(index) {
-            Event::Placed { destination, outcome, .. } => Some((destination, outcome)),
-            _ => None,
-        }
-    }
-}
-
-/// Two endpoints with one link between them.
-struct Two<F: Fixture> {
-    fixture: F,
-    left: Side<F::Endpoint>,
-    right: Side<F::Endpoint>,
-    /// What the left calls the right, and the other way round.
-    to_right: Peer,
-    to_left: Peer,
-    arena: Arena,
-}
-
-impl<F: Fixture> Two<F> {
-    fn new(fixture: F) -> Self {
-        Self::with(fixture, None, |link| link)
-    }
-
-    /// With a limit for the right side's bodies and a change to its link.
-    fn with(mut fixture: F, body_bytes_max: Option<u32>, change: impl FnOnce(Link) -> Link) -> Self {
-        let (mut left, mut right) = (fixture.endpoint(None), fixture.endpoint(body_bytes_max));
-        let (link_left, link_right) = fixture.connect();
-        let to_right = left.adopt(link_left).expect("an endpoint takes its first link");
-        let to_left = right.adopt(change(link_right)).expect("an endpoint takes its first link");
-        let arena = Arena::new(ARENA_BYTES);
-        Self { fixture, left: Side::new(left), right: Side::new(right), to_right, to_left, arena }
-    }
-
-    fn step(&mut self) {
-        self.fixture.step();
-        self.left.poll();
-        self.right.poll();
-    }
-
-    /// Steps until `done`.
-    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
-        for _ in 0..STEPS_MAX {
-            if done(self) {
-                return;
-            }
-            self.step();
-        }
-        panic!(
-            "{what}: not within {STEPS_MAX} steps; left saw {:?}, right saw {:?}",
-            self.left.seen, self.right.seen
-        );
-    }
-
-    /// Steps for long enough that whatever was going to happen has.
-    fn settle(&mut self) {
-        for _ in 0..1_000 {
-            self.step();
-        }
-    }
-
-    fn depth(&self) -> u64 {
-        u64::from(self.left.endpoint.capabilities().operations_per_peer_max)
-    }
-
-    fn body(&mut self, bytes: &[u8]) -> Body {
-        body(&mut self.arena, bytes)
-    }
-}
-
-impl<E: Endpoint> Shell for Side<E> {
-    type Endpoint = E;
-
-    fn turn(&mut self, _now_ns: u64) -> Turn {
-        let before = self.seen.len();
-        self.poll();
-        Turn { progressed: self.seen.len() > before, deadline: None }
-    }
-
-    fn endpoint(&mut self) -> &mut E {
-        &mut self.endpoint
-    }
-}
-
-/// What the heads of these tests say, for the backends that read a byte stream: number (8 bytes), length of the body
-/// (4), bytes of extensions (2), a mark (2).
-pub const FRAMING: Framing = Framing {
-    extension_bytes: |fixed| {
-        let bytes = usize::from(u16::from_le_bytes([fixed[12], fixed[13]]));
-        (fixed[14..16] == MARK && bytes <= EXTENSION_BYTES_MAX).then_some(bytes)
-    },
-    body_bytes: |head, _connection| {
-        let bytes = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
-        usize::try_from(bytes).ok()
-    },
-};
-
-/// No byte of these occurs in `pattern`, so heads of noise are never taken for one of ours by chance.
-const MARK: [u8; 2] = [0xfd, 0xfe];
-
-/// A head for [`FRAMING`] that says a number and the length of what follows.
-#[must_use]
-pub fn head(number: u64, body: &Body) -> Head {
-    head_of(number, body, &[0; HEADER_BYTES])
-}
-
-/// The same, of the length of `filling`, whose bytes fill what has no meaning.
-fn head_of(number: u64, body: &Body, filling: &[u8]) -> Head {
-    let mut bytes = filling.to_vec();
-    let extension_bytes = u16::try_from(filling.len() - HEADER_BYTES).expect("a legal length");
-    bytes[..8].copy_from_slice(&number.to_le_bytes());
-    bytes[8..12].copy_from_slice(&u32::try_from(body.len()).expect("a short body").to_le_bytes());
-    bytes[12..14].copy_from_slice(&extension_bytes.to_le_bytes());
-    bytes[14..16].copy_from_slice(&MARK);
-    Head::new(&bytes).expect("a legal head")
-}
-
-/// The number that [`head`] was given.
-#[must_use]
-pub fn number_of(head: &Head) -> u64 {
-    let (number, _) = head.as_bytes().split_first_chunk().expect("a head has 64 bytes");
-    u64::from_le_bytes(*number)
-}
-
-fn body(arena: &mut Arena, bytes: &[u8]) -> Body {
-    let mut slice = arena.take(bytes.len()).expect("the tests use little memory");
-    slice.as_mut_bytes().copy_from_slice(bytes);
-    slice.freeze().into()
-}
-
-fn bytes_of(body: &Body) -> Vec<u8> {
-    body.slices().iter().flat_map(Slice::as_bytes).copied().collect()
-}
-
-/// Bytes that differ from their neighbours.
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|index| u8::try_from(index % 251).unwrap_or(0)).collect()
+    sees_to_what_comes_up_late(&mut make);
 }
 
 /// Messages to one peer arrive in the order of posting, each once, over many batches and a full queue.
@@ -681,101 +468,4 @@ pub fn reports_no_more_than_there_is_room_for<F: Fixture>(fixture: F) {
         }
     }
     assert_eq!(kinds, BTreeMap::from([("arrived", count), ("lost", 2), ("sent", count)]));
-}
-
-/// How long a sleeper may sleep before the test calls it forgotten.
-const PATIENCE_NS: u64 = 20_000_000_000;
-
-/// A thread that sleeps on its endpoint is woken by messages, by completions and by the loss.
-pub fn wakes_a_sleeper<F: Fixture>(fixture: F)
-where
-    F::Endpoint: Send,
-{
-    let Two { mut left, mut right, to_right, .. } = Two::new(fixture);
-    let count = 300;
-    let pause = std::time::Duration::from_micros(100);
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let clock = Clock::new();
-            for number in 0..count {
-                // Now and then long enough that the other falls asleep; both do not spin at all.
-                if number % 10 == 0 {
-                    std::thread::sleep(pause);
-                }
-                left.send(to_right, number, Body::empty());
-                let completed = |left: &mut Side<_>| left.completions().len() as u64 > number;
-                let ended = Loop::new(clock, 2).with_spin_ns(0).run(&mut left, completed, Some(PATIENCE_NS));
-                assert_eq!(ended, Ended::Until, "completion {number}");
-            }
-        });
-        let lost = |right: &mut Side<_>| !right.losses().is_empty();
-        let ended = Loop::new(Clock::new(), 2).with_spin_ns(0).run(&mut right, lost, Some(PATIENCE_NS));
-        assert_eq!(ended, Ended::Until, "saw {} of {count} messages", right.arrived().len());
-    });
-    assert_eq!(right.arrived(), (0..count).collect::<Vec<_>>());
-}
-
-/// A ring of the waker from another thread ends a sleep, though no message comes.
-pub fn rings_a_sleeper<F: Fixture>(fixture: F)
-where
-    F::Endpoint: Send,
-{
-    use std::sync::atomic::{AtomicU64, Ordering};
-    let Two { left: mut sleeper, .. } = Two::new(fixture);
-    let waker = sleeper.endpoint.waker();
-    let (asked, answered) = (AtomicU64::new(0), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for round in 1..=200 {
-                asked.store(round, Ordering::Relaxed);
-                waker.ring();
-                while answered.load(Ordering::Relaxed) != round {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        let mut driver = Loop::new(Clock::new(), 2).with_spin_ns(0);
-        for round in 1..=200 {
-            let rung = |_: &mut Side<_>| asked.load(Ordering::Relaxed) == round;
-            assert_eq!(driver.run(&mut sleeper, rung, Some(PATIENCE_NS)), Ended::Until, "round {round}");
-            answered.store(round, Ordering::Relaxed);
-        }
-    });
-}
-
-/// A ring wakes once: who finds nothing to do sleeps again, with and without peers.
-pub fn sleeps_again_after_a_ring<F: Fixture>(mut fixture: F)
-where
-    F::Endpoint: Send,
-{
-    let alone = Side::new(fixture.endpoint(None));
-    let Two { left, right, .. } = Two::new(fixture);
-    for mut sleeper in [alone, left, right] {
-        sleeper.endpoint.waker().ring();
-        let clock = Clock::new();
-        let mut looks = 0_u32;
-        let look = |_: &mut Side<_>| {
-            looks += 1;
-            false
-        };
-        let ended = Loop::new(clock, 2).with_spin_ns(0).run(&mut sleeper, look, Some(50_000_000));
-        assert_eq!(ended, Ended::Deadline);
-        // Sleeps of a millisecond would be 100 looks; one that never sleeps looks tens of thousands of times.
-        assert!(looks < 1_000, "looked {looks} times in 50 ms");
-        // Rung while it sleeps.
-        let waker = sleeper.endpoint.waker();
-        looks = 0;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-                waker.ring();
-            });
-            let look = |_: &mut Side<_>| {
-                looks += 1;
-                false
-            };
-            Loop::new(Clock::new(), 2).with_spin_ns(0).run(&mut sleeper, look, Some(50_000_000));
-        });
-        assert!(looks < 1_000, "looked {looks} times in 50 ms after a ring");
-    }
 }

@@ -282,7 +282,7 @@ pub enum Event {
 pub struct Events {
     pub(crate) list: Vec<Event>,
     limit: usize,
-    /// Bytes came or left in the last poll, whether or not that came to an event.
+    /// Bytes came or left since `take_progress`, whether or not that came to an event.
     pub(crate) moved: bool,
 }
 

@@ -89,6 +89,15 @@ impl Waker {
         }
     }
 
+    /// For the sleeper itself: work has come up in the turn between `arm` and the sleep that nobody rings for, so it must not sleep.
+    /// A load otherwise.
+    #[inline]
+    pub(crate) fn stir(&self) {
+        if self.is_armed() {
+            self.wake();
+        }
+    }
+
     /// From here on a ring wakes. The caller must look for work once more before it sleeps. Only for the thread that
     /// this waker wakes.
     pub fn arm(&self) {
@@ -183,7 +192,10 @@ impl Sleep {
                             timeout_ns = sooner(timeout_ns, *at_most_ns);
                         }
                         Self::Ring { ring, at_most_ns } => {
-                            ring.submit();
+                            // What is not submitted would not wake: look again.
+                            if !ring.submit() {
+                                return;
+                            }
                             set.push(PollFd::from_borrowed_fd(ring.as_fd(), PollFlags::IN));
                             timeout_ns = sooner(timeout_ns, *at_most_ns);
                         }

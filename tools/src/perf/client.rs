@@ -4,7 +4,6 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use rangefold::embed;
 use rangefold_transport::auto::{self, Wish};
@@ -12,7 +11,7 @@ use rangefold_transport::wait::{Clock, Loop};
 use rangefold_transport::{Capabilities, Endpoint as _, memory};
 use rangefold_workers::remote;
 
-use super::connection;
+use super::connection::{self, stop};
 use super::crew::Crew;
 use super::host::Host;
 use super::options::{Operation, Plan, RawOperation, StoreOperation, Transport};
@@ -186,7 +185,7 @@ fn endpoint(plan: &Plan, wish: Wish, is_raw: bool) -> Result<(auto::Endpoint, Ch
     let options = auto::Options { wish, framing, one_thread: is_raw };
     let (endpoint, choice) = auto::Endpoint::new(&options).map_err(|error| unavailable(error.to_string()))?;
     let others: Vec<_> = plan.address.is_none().then_some(NOT_MEMORY).into_iter().chain(ABSENT).collect();
-    Ok((endpoint, Chosen::new(&choice, &others)))
+    Ok((endpoint, Chosen::new(choice, &others)))
 }
 
 /// Through a server, of another process or of this one.
@@ -233,8 +232,7 @@ fn between(plan: &Plan, wish: Wish, host: Host, flags: &Flags) -> Result<Bench, 
             drop(endpoint);
             Crew::start(plan.threads, &plan.cores, clock, move |_| {
                 let (endpoint, _) = self::endpoint(&of_plan, wish, true)?;
-                let link = connection::join(&address, name, &of_plan.terms, of_plan.timeout);
-                let link = link.map_err(|error| Stop::Lost(error.to_string()))?;
+                let link = connection::join(&address, name, &of_plan.terms, of_plan.timeout)?;
                 sender::Sender::new(endpoint, link, sender_options(&of_plan, turns, flags.clone()))
             })?
         }
@@ -269,9 +267,11 @@ fn store_client(
         terms: plan.terms.clone(),
         ..remote::Options::default()
     };
-    let client = remote::connect(&options, endpoint).map_err(|error| Stop::Lost(error.to_string()))?;
-    client
-        .wait_for_lanes(plan.timeout.max(Duration::from_secs(1)))
-        .map_err(|error| Stop::Lost(error.to_string()))?;
+    let client = remote::connect(&options, endpoint).map_err(|error| match error {
+        remote::ConnectError::Dial(error) => stop(error),
+        error @ remote::ConnectError::Thread(_) => Stop::Failed(error.into()),
+        error => Stop::Lost(error.to_string()),
+    })?;
+    client.wait_for_lanes(plan.timeout).map_err(|error| Stop::Lost(error.to_string()))?;
     Ok(client)
 }

@@ -12,6 +12,7 @@ use rangefold_transport::bootstrap::{
     BindError, DialError, Dialed, Hello, Listener, Options, Purpose, Terms, dial,
 };
 
+use super::stop::Stop;
 use crate::exit::Usage;
 
 /// What tells a measurement from a cluster's job, which counts from 1.
@@ -40,21 +41,32 @@ pub(super) fn listen(address: &str, terms: Terms) -> anyhow::Result<Listener> {
 }
 
 /// Opens the control connection of a new session.
-pub(super) fn open(address: &str, terms: &Terms, timeout: Duration) -> Result<TcpStream, DialError> {
+pub(super) fn open(address: &str, terms: &Terms, timeout: Duration) -> Result<TcpStream, Stop> {
     let hello = Hello { purpose: Purpose::Control, job: JOB, greeting: GREETING.to_vec() };
-    match dial(address, &hello, terms, Instant::now() + timeout)? {
+    match dial(address, &hello, terms, Instant::now() + timeout).map_err(stop)? {
         Dialed::Control { stream, .. } => Ok(stream),
         Dialed::Data { .. } => unreachable!("a hello for control is answered by a control stream"),
     }
 }
 
 /// Opens a data connection of a session.
-pub(super) fn join(address: &str, session: u64, terms: &Terms, timeout: Duration) -> Result<Link, DialError> {
+pub(super) fn join(address: &str, session: u64, terms: &Terms, timeout: Duration) -> Result<Link, Stop> {
     let hello =
         Hello { purpose: Purpose::Data { shard: 0 }, job: JOB, greeting: session.to_le_bytes().to_vec() };
-    match dial(address, &hello, terms, Instant::now() + timeout)? {
+    match dial(address, &hello, terms, Instant::now() + timeout).map_err(stop)? {
         Dialed::Data { link, .. } => Ok(link),
         Dialed::Control { .. } => unreachable!("a hello for data is answered by a link"),
+    }
+}
+
+/// What a dial that failed says of the other side: that it is not there, or that the two do not fit.
+pub(super) fn stop(error: DialError) -> Stop {
+    match error {
+        DialError::NothingListens { .. }
+        | DialError::Unreachable { .. }
+        | DialError::Late { .. }
+        | DialError::Closed { .. } => Stop::Lost(error.to_string()),
+        error => Stop::Failed(error.into()),
     }
 }
 

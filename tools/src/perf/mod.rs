@@ -9,7 +9,7 @@
 //! | `sweep.rs`, `crew.rs`, `pace.rs` | sizes and repeats, threads, when a message is due |
 //! | `raw/`, `store.rs` | the loads: frames on a link; pushes and pulls |
 //! | `pattern.rs`, `samples.rs` | what the data must be; latencies |
-//! | `row.rs`, `report.rs`, `verdict.rs`, `host.rs` | what is printed, and what the exit status says |
+//! | `row.rs`, `report/`, `stop.rs`, `verdict.rs`, `host.rs` | what is printed, and what the exit status says |
 
 mod client;
 mod cluster;
@@ -74,7 +74,12 @@ fn measure(plan: &Plan) -> anyhow::Result<Verdict> {
     let printed = report.end(&words, &failures);
     failures.iter().for_each(|failure| say::note(failure));
     match outcome {
-        Err(stop) => ended(stop),
+        Err(stop) => {
+            if let Err(error) = printed {
+                crate::exit::print(&error);
+            }
+            ended(stop)
+        }
         Ok(()) => printed.map(|()| if failures.is_empty() { Verdict::Success } else { Verdict::GoalMissed }),
     }
 }

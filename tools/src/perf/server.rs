@@ -223,7 +223,7 @@ impl Desk {
         let mut ready = Ready {
             session,
             host: self.host.clone(),
-            chosen: Chosen::new(&choice, &[]),
+            chosen: Chosen::new(choice, &[]),
             waiting: turns.to_string(),
             body_bytes_max,
             scheduler_port: 0,

@@ -86,8 +86,9 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// `and_not` are those that the choice knows nothing of.
-    pub(super) fn new(choice: &Choice, and_not: &[(&str, &str)]) -> Self {
+    /// Of an endpoint with one connection, as all are here. `and_not` are those that the choice knows nothing of.
+    pub(super) fn new(choice: Choice, and_not: &[(&str, &str)]) -> Self {
+        let choice = choice.for_links(1);
         let refused = choice.refused.iter().map(|refusal| (refusal.transport, refusal.reason.as_str()));
         let refused = refused.chain(and_not.iter().copied());
         Self {
@@ -126,8 +127,7 @@ pub(super) struct Session {
 impl Session {
     /// Opens a session at `address`.
     pub(super) fn open(address: &str, ask: &Ask, terms: &Terms, timeout: Duration) -> Result<Self, Stop> {
-        let stream =
-            connection::open(address, terms, timeout).map_err(|error| Stop::Lost(error.to_string()))?;
+        let stream = connection::open(address, terms, timeout)?;
         let broken = |error: std::io::Error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => Stop::Lost(format!(
                 "the server at {address} did not answer within {timeout:?}; it is stopped or overloaded"

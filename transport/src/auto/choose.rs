@@ -66,6 +66,20 @@ pub struct Choice {
     pub refused: Vec<Refusal>,
 }
 
+impl Choice {
+    /// The same for threads that have no more than so many connections each.
+    #[must_use]
+    pub fn for_links(self, links: usize) -> Self {
+        if self.transport != BOTH || links > SOCKETS_MAX {
+            return self;
+        }
+        let reason = format!(
+            "the first {SOCKETS_MAX} connections of a thread go over sockets, which are faster for few"
+        );
+        Self { transport: "socket", refused: vec![Refusal { transport: "uring", reason }] }
+    }
+}
+
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.transport)?;
@@ -134,6 +148,9 @@ mod tests {
         let no = || Err("denied by policy".to_owned());
         let both = choose(Wish::Auto, Ok(()), Ok(())).unwrap().to_string();
         assert!(both.starts_with("socket and uring (socket for the first 4 connections"), "{both}");
+        let for_links = |links| choose(Wish::Auto, Ok(()), Ok(())).unwrap().for_links(links).transport;
+        assert_eq!((for_links(4), for_links(5)), ("socket", "socket and uring"));
+        assert_eq!(choose(Wish::Uring, Ok(()), Ok(())).unwrap().for_links(1).transport, "uring");
         let fallen = choose(Wish::Auto, no(), Ok(())).unwrap();
         assert_eq!(fallen.to_string(), "socket (not uring: denied by policy)");
         assert_eq!(choose(Wish::Socket, Ok(()), Ok(())).unwrap().transport, "socket");

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::auto::choose::{Choice, SEVERAL_THREADS, Unavailable, Wish, choose};
+use crate::auto::choose::{BOTH, Choice, SEVERAL_THREADS, Unavailable, Wish, choose};
 use crate::caps::Capabilities;
 use crate::endpoint::{Arrival, Batch, Endpoint as Contract, Events, Operation, Peer};
 use crate::error::{AdoptError, AttachError, Full};
@@ -178,7 +178,7 @@ impl Both {
     fn capabilities(&self) -> Capabilities {
         let (socket, uring) = (self.socket.capabilities(), self.uring.capabilities());
         Capabilities {
-            name: "auto",
+            name: BOTH,
             operations_per_peer_max: socket.operations_per_peer_max.min(uring.operations_per_peer_max),
             peers_max: uring.peers_max,
             body_bytes_max: socket.body_bytes_max.min(uring.body_bytes_max),

@@ -456,6 +456,7 @@ impl crate::endpoint::Endpoint for Endpoint {
         half.receive.release();
         half.notify();
         self.enqueue(slot);
+        self.inbox.waker.stir();
     }
 
     fn arm(&mut self) -> Armed {
@@ -478,6 +479,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             connection.end(LostReason::ClosedHere);
         }
         self.enqueue(slot);
+        self.inbox.waker.stir();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who is to be rung: one word per side says whether its thread looks at the ring by itself or wants to be told.
-//! Knows the word and when to ring; does not know how (a byte through the link's socket, `mod.rs`).
-//! Called by both sides' endpoints. Source: the flag with a fence on both sides is Dekker's, as in `wait.rs`.
+//! Knows the word and when to ring; does not know how (a byte through the link's socket, `half.rs`).
+//! Called by `half.rs`. Source: the flag with a fence on both sides is Dekker's, as in `wait.rs`.
 //!
 //! # States of a side, as its word says
 //!

@@ -359,7 +359,9 @@ impl Endpoint {
             connection.half.ask();
         }
         let mut left = QUOTA.min(events.room());
+        let read_before = connection.half.receive.position();
         let mut bytes = connection.write();
+        events.moved |= bytes > 0;
         connection.send.report(peer, events, &mut left);
         let mut outcome = if unheard { Outcome::More } else { Outcome::Idle };
         while connection.ended.is_none() {
@@ -385,6 +387,7 @@ impl Endpoint {
                 Err(violation) => connection.end(LostReason::Violation(violation)),
             }
         }
+        events.moved |= connection.half.receive.position() != read_before;
         connection.half.tell();
         let counted = u32::try_from(bytes / COUNTED_BYTES).unwrap_or(ASK_EVERY).min(ASK_EVERY);
         self.unasked = self.unasked.saturating_add(counted);
@@ -396,13 +399,6 @@ impl Endpoint {
             }
             None if connection.send.has_sent() => Outcome::More,
             None => outcome,
-        }
-    }
-
-    /// Work has come up that no edge tells of. A thread that is about to sleep must not: the question was asked before.
-    fn stir(&self) {
-        if self.waker.is_armed() {
-            self.waker.ring();
         }
     }
 
@@ -490,6 +486,7 @@ impl crate::endpoint::Endpoint for Endpoint {
         self.shared_bytes = shared_bytes;
         // What the other side wrote before it could find the bell asking has rung nobody.
         self.peers.enqueue(slot);
+        self.waker.stir();
         Ok(self.peers.peer(slot))
     }
 
@@ -510,7 +507,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             }
         }
         if self.peers.has_work() {
-            self.stir();
+            self.waker.stir();
         }
         outcome
     }
@@ -537,7 +534,7 @@ impl crate::endpoint::Endpoint for Endpoint {
         let reported = u32::try_from(events.list.len()).unwrap_or(ASK_EVERY);
         self.unasked = self.unasked.saturating_add(reported * EVENT_COUNTS);
         if self.peers.has_work() || (!self.starved.is_empty() && !self.short_sleep) {
-            self.stir();
+            self.waker.stir();
         }
     }
 
@@ -547,7 +544,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             && connection.receiver.place(arrival, destination)
         {
             self.peers.enqueue(slot);
-            self.stir();
+            self.waker.stir();
         }
     }
 
@@ -588,7 +585,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             self.closing.push(slot);
         }
         self.peers.enqueue(slot);
-        self.stir();
+        self.waker.stir();
     }
 }
 

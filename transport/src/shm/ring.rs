@@ -199,6 +199,11 @@ impl Consumer {
         due
     }
 
+    /// How much has been read since the beginning, for the caller to compare.
+    pub(super) fn position(&self) -> u64 {
+        self.read
+    }
+
     /// Whether the other end has written since this one last looked. A hint.
     pub(super) fn has_news(&self) -> bool {
         // Relaxed: only compared; whoever acts on it loads it again.

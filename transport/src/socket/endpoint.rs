@@ -385,6 +385,7 @@ impl crate::endpoint::Endpoint for Endpoint {
         };
         self.peers.insert(connection).ok_or(full)?;
         self.peers.enqueue(slot);
+        self.waker.stir();
         Ok(self.peers.peer(slot))
     }
 
@@ -395,6 +396,7 @@ impl crate::endpoint::Endpoint for Endpoint {
                 connection.write(&mut self.plan);
                 if connection.send.has_sent() || connection.can_write() || connection.cut {
                     self.peers.enqueue(slot);
+                    self.waker.stir();
                 }
             }
         }
@@ -429,6 +431,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             && connection.receiver.place(arrival, destination)
         {
             self.peers.enqueue(slot);
+            self.waker.stir();
         }
     }
 
@@ -456,6 +459,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             connection.end(LostReason::ClosedHere);
         }
         self.peers.enqueue(slot);
+        self.waker.stir();
     }
 }
 

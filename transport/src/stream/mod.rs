@@ -1,4 +1,5 @@
-//! What the two TCP backends share, and `shm` in part, whose rings are byte streams too: heads found in a byte stream, queues of what is to be sent, peers and memory.
+//! What the two TCP backends share, and `shm` in part, whose rings are byte streams too: heads found in a byte stream, queues of
+//! what is to be sent, peers and memory.
 //! Knows streams of frames (a head, then its body) and nothing of system calls; does not know what a head says.
 //! Called by `socket`, `uring` and `shm`. Source: `transport/DESIGN.md` (TCP); protocol.md F1.
 //!

@@ -378,7 +378,7 @@ impl Endpoint {
         }
     }
 
-    /// Takes the completions that are there. Says whether bytes have moved.
+    /// Takes the completions that are there. Says whether any was of a receive or a send.
     fn collect(&mut self) -> bool {
         let mut moved = false;
         while let Some(entry) = self.ring.next() {
@@ -551,6 +551,7 @@ impl crate::endpoint::Endpoint for Endpoint {
         let full = AdoptError::TooManyPeers { limit: self.peers.limit() };
         let slot = self.peers.insert(connection).ok_or(full)?;
         self.peers.enqueue(slot);
+        self.waker.stir();
         Ok(self.peers.peer(slot))
     }
 
@@ -563,6 +564,7 @@ impl crate::endpoint::Endpoint for Endpoint {
                 if !connection.in_flight {
                     // No room in the ring, or nothing can be sent: the next visit finds out.
                     self.peers.enqueue(slot);
+                    self.waker.stir();
                 }
             }
         }
@@ -604,6 +606,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             && receiver.place(arrival, destination)
         {
             self.peers.enqueue(slot);
+            self.waker.stir();
         }
     }
 
@@ -630,6 +633,7 @@ impl crate::endpoint::Endpoint for Endpoint {
             connection.end(slot, &mut self.ring, LostReason::ClosedHere);
         }
         self.peers.enqueue(slot);
+        self.waker.stir();
     }
 }
 

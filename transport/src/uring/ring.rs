@@ -226,12 +226,10 @@ impl SleepingRing {
         };
         let _ = self.0.submitter().submit_with_args(1, &arguments);
     }
-}
 
-impl SleepingRing {
-    /// Submits what is queued, for a sleep on the descriptor. Every error is a reason to look again.
-    pub(crate) fn submit(&self) {
-        let _ = self.0.submit();
+    /// Submits what is queued, for a sleep on the descriptor. `false`: not all of it.
+    pub(crate) fn submit(&self) -> bool {
+        self.0.submit().is_ok()
     }
 }
 
