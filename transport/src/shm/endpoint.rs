@@ -21,8 +21,8 @@ use crate::region::{Region, SliceMut};
 use crate::shm::Half;
 use crate::shm::receive::Receiver;
 use crate::stream::{
-    ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Next, Peers, QUOTA, QUOTA_BYTES,
-    SendQueue, Sender, Staging, Tag, slot_bits,
+    ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, MEMORY_SLEEP_NS, Next, Outcome, Peers,
+    QUOTA, QUOTA_BYTES, SendQueue, Sender, Staging, Tag, slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -39,8 +39,6 @@ const COUNTED_BYTES: usize = 4 << 10;
 const LOOKED_AT: usize = 16;
 /// A peer that was silent for so many polls is sent back to ringing when there are more.
 const SILENT_POLLS: u32 = 4 * ASK_EVERY;
-/// Memory comes back without a ring of the bell; so a sleep in which it is missing is short.
-const MEMORY_SLEEP_NS: u64 = 1_000_000;
 
 /// What an endpoint accepts and may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,19 +114,6 @@ struct Connection {
     give_up: Option<Instant>,
     /// A body that was being placed at the end.
     interrupted: Option<(Arrival, SliceMut)>,
-}
-
-/// Why a visit stopped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// There is nothing more.
-    Idle,
-    /// There may be more; it is another's turn.
-    More,
-    /// Memory is missing.
-    Starved,
-    /// All is reported, the loss included.
-    Lost(LostReason),
 }
 
 impl Sender for Connection {

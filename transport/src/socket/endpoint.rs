@@ -21,9 +21,9 @@ use crate::link::{Kind, Link, Tcp};
 use crate::primitive::DescriptorArc as Arc;
 use crate::region::{Region, SliceMut};
 use crate::stream::{
-    ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, PARTS_MAX,
-    Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Sender, Staging, Tag, failure, reason_of,
-    slot_bits,
+    ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, MEMORY_SLEEP_NS,
+    Next, Outcome, PARTS_MAX, Peers, Plan, QUOTA, QUOTA_BYTES, Receiver, SendQueue, Sender, Staging, Tag,
+    failure, reason_of, slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -37,8 +37,6 @@ const FEW_PEERS: usize = 2;
 const ASK_EVERY: u32 = 16;
 /// The bell's place in the set.
 const BELL: u64 = u64::MAX;
-/// Memory comes back without a ring of the bell; so a sleep in which it is missing is short.
-const MEMORY_SLEEP_NS: u64 = 1_000_000;
 
 /// The endpoint of one thread for TCP peers, on non-blocking sockets and epoll.
 ///
@@ -76,19 +74,6 @@ struct Connection {
     ended: Option<LostReason>,
     /// A body that was being placed at the end.
     interrupted: Option<(Arrival, SliceMut)>,
-}
-
-/// Why a visit stopped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// There is nothing more.
-    Idle,
-    /// There may be more; it is another's turn.
-    More,
-    /// Memory is missing.
-    Starved,
-    /// All is reported, the loss included.
-    Lost(LostReason),
 }
 
 impl Sender for Connection {

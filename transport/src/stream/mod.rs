@@ -77,6 +77,22 @@ pub(crate) const QUOTA_BYTES: usize = 1 << 20;
 /// How long a closed connection may take to bring out what was posted, and to hear of the other side's close.
 pub(crate) const CLOSE_PATIENCE_MS: u32 = 5_000;
 
+/// Why a visit of a peer stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// There is nothing more.
+    Idle,
+    /// There may be more; it is another's turn.
+    More,
+    /// Memory (or buffers) are missing.
+    Starved,
+    /// All is reported, the loss included.
+    Lost(LostReason),
+}
+
+/// Memory comes back without a ring of the bell; so a sleep in which it is missing is short.
+pub(crate) const MEMORY_SLEEP_NS: u64 = 1_000_000;
+
 /// What a failed send says of the end that a read will find. That the other side has closed is for the read to say.
 pub(crate) fn failure(error: rustix::io::Errno) -> Option<rustix::io::Errno> {
     (error != rustix::io::Errno::PIPE).then_some(error)

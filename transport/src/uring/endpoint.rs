@@ -26,8 +26,9 @@ use crate::error::{AdoptError, AttachError, Full, LostReason, Violation};
 use crate::link::{Kind, Link, Tcp};
 use crate::region::{Region, SliceMut};
 use crate::stream::{
-    ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, Next, Peers, Plan,
-    QUOTA, Receiver, SendQueue, Sender, Staging, Tag, failure, reason_of, slot_bits,
+    ArrivalIds, CLOSE_PATIENCE_MS, FRAME_BYTES, Framing, HeadParser, Limits, Lingering, MEMORY_SLEEP_NS,
+    Next, Outcome, Peers, Plan, QUOTA, Receiver, SendQueue, Sender, Staging, Tag, failure, reason_of,
+    slot_bits,
 };
 use crate::wait::{Armed, Sleep, Waker};
 
@@ -37,8 +38,6 @@ const SEND: u64 = 2 << 56;
 const BELL: u64 = 3 << 56;
 const CANCEL: u64 = 4 << 56;
 const KIND: u64 = 0xff << 56;
-/// Memory comes back without a ring of the bell; so a sleep in which it is missing is short.
-const MEMORY_SLEEP_NS: u64 = 1_000_000;
 /// How long the end of an endpoint waits for what the kernel has in its hands. It is cancelled, so it takes no time.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -131,18 +130,6 @@ enum Reading {
 enum End {
     Closed,
     Failed(Errno),
-}
-
-/// Why a visit stopped.
-enum Outcome {
-    /// There is nothing more.
-    Idle,
-    /// There may be more; it is another's turn.
-    More,
-    /// Memory or buffers are missing.
-    Starved,
-    /// All is reported, the loss included.
-    Lost(LostReason),
 }
 
 impl Receive {
