@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use crossbeam_channel::Sender;
-use rangefold_proto::server::{Counters, Input, Output, SegmentImage, SendBody, ServerCore};
-use rangefold_proto::wire::{self, Extension, Header, Kind, WireError};
+use rangefold_proto::server::{Counters, Frame, Input, Output, SegmentImage, SendBody, ServerCore};
+use rangefold_proto::wire::{self, Kind, WireError};
 use rangefold_proto::{
     Assignment, ClusterMap, JobId, KeyRange, Lane, Limits, LinkId, Nanos, Row, SegmentId, ShardId, Stamp,
     View,
@@ -100,6 +100,8 @@ pub struct Node<E: Endpoint, O: Observe = ()> {
     links: BTreeMap<LinkId, Connection>,
     peers: BTreeMap<Peer, LinkId>,
     next_link: u64,
+    /// Sends with one token that have completed and of which the core has not heard.
+    sent: (Token, u16),
     /// Connections whose reply could not be built: the core hears of it with the next turn, as of one that was sent.
     unsent: Vec<LinkId>,
     steps: u64,
@@ -121,6 +123,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             links: BTreeMap::new(),
             peers: BTreeMap::new(),
             next_link: 0,
+            sent: (Token(0), 0),
             unsent: Vec::new(),
             steps: 0,
             frame_bytes_max: options.limits.frame_bytes_max as usize,
@@ -238,7 +241,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             // A frame needs memory of at most its own size; without it only effects, which need none.
             let may_send = self.arena.used_bytes() + 2 * self.frame_bytes_max <= self.arena.budget_bytes();
             match self.core.poll_output(may_send) {
-                Output::Send { link, header, extension, body } => self.send(link, &header, &extension, body),
+                Output::Send { link } => self.send(link),
                 Output::Timeout(at) => return at,
                 effect => self.effect(effect),
             }
@@ -268,16 +271,17 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
         }
     }
 
-    fn send(&mut self, link: LinkId, header: &Header, extension: &Extension, body: SendBody) {
+    fn send(&mut self, link: LinkId) {
         let Some(&Connection { peer, number, .. }) = self.links.get(&link) else { return };
-        let length = match body {
+        let Frame { header, extension, body } = self.core.frame();
+        let length = match *body {
             SendBody::Empty => 0,
             SendBody::Control => self.core.control().len(),
             SendBody::Gather { .. } => header.value_bytes as usize,
         };
         let reply = matches!(body, SendBody::Gather { .. });
         let slice = self.arena.take(length).and_then(|mut slice| {
-            let filled = match body {
+            let filled = match *body {
                 SendBody::Empty => true,
                 SendBody::Control => {
                     slice.as_mut_bytes().copy_from_slice(self.core.control());
@@ -298,7 +302,7 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
         };
         let head_len = wire::encode(header, extension, number, &mut self.head);
         if let Some(head) = Head::new(&self.head[..head_len]) {
-            self.batch.send(peer, Token(link.0 << 1 | u64::from(reply)), &head, Body::from(slice.freeze()));
+            self.batch.send(peer, Token(link.0 << 1 | u64::from(reply)), head, Body::from(slice.freeze()));
         }
     }
 
@@ -311,7 +315,11 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
                 }
             }
             Event::Sent { token, .. } => {
-                self.feed(now_ns, Input::Sent { link: LinkId(token.0 >> 1), reply: token.0 & 1 == 1 });
+                if self.sent.0 != token || self.sent.1 == u16::MAX {
+                    self.tell_sent(now_ns);
+                    self.sent.0 = token;
+                }
+                self.sent.1 += 1;
             }
             Event::Lost { peer, reason } => {
                 if let Some(link) = self.peers.remove(&peer) {
@@ -324,6 +332,15 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
             // Only clients choose where a body lands; a server takes it where it lies.
             Event::Announced { arrival, .. } => self.endpoint.place(arrival, None),
             Event::Placed { .. } => {}
+        }
+    }
+
+    /// Tells the core of the sends that have completed, of one connection all at once.
+    fn tell_sent(&mut self, now_ns: u64) {
+        let (Token(token), count) = std::mem::replace(&mut self.sent, (Token(0), 0));
+        if count > 0 {
+            let (link, reply) = (LinkId(token >> 1), token & 1 == 1);
+            self.feed(now_ns, Input::Sent { link, reply, count });
         }
     }
 
@@ -365,9 +382,10 @@ impl<E: Endpoint, O: Observe> Shell for Node<E, O> {
         for event in events.drain() {
             self.event(now_ns, event);
         }
+        self.tell_sent(now_ns);
         self.events = events;
         for link in std::mem::take(&mut self.unsent) {
-            self.feed(now_ns, Input::Sent { link, reply: true });
+            self.feed(now_ns, Input::Sent { link, reply: true, count: 1 });
         }
         self.core.handle_input(Nanos(now_ns), Input::Tick);
         let deadline = self.drain();

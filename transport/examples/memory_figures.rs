@@ -28,7 +28,7 @@ fn run(link: Link, first: bool) {
     let mut batch = Batch::with_capacity(4);
     let mut arrived = 0;
     if first {
-        batch.send(peer, Token(0), &head(0, &Body::empty()), Body::empty());
+        batch.send(peer, Token(0), head(0, &Body::empty()), Body::empty());
     }
     while arrived < TRIPS {
         let _ = endpoint.post(&mut batch);
@@ -39,7 +39,7 @@ fn run(link: Link, first: bool) {
                 arrived += 1;
                 let next = if first { arrived } else { arrived - 1 };
                 if next < TRIPS {
-                    batch.send(peer, Token(0), &head(next, &Body::empty()), Body::empty());
+                    batch.send(peer, Token(0), head(next, &Body::empty()), Body::empty());
                 }
             }
         }

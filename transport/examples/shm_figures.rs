@@ -318,7 +318,7 @@ fn trips(ring_bytes: usize) -> f64 {
                 Some(Event::Arrived { head: request, body, .. }) => {
                     assert_eq!(body.len(), REQUEST_BODY_BYTES);
                     let number = number_of(&request);
-                    batch.send(client, Token(number), &head(number, &Body::empty()), Body::empty());
+                    batch.send(client, Token(number), head(number, &Body::empty()), Body::empty());
                 }
                 Some(Event::Lost { .. }) => done.set(true),
                 _ => {}
@@ -346,7 +346,7 @@ fn trips(ring_bytes: usize) -> f64 {
                 None => {
                     let number = times.len() as u64;
                     started = Instant::now();
-                    batch.send(server, Token(number), &head(number, &body), body.clone());
+                    batch.send(server, Token(number), head(number, &body), body.clone());
                     waiting = true;
                 }
             };
@@ -379,7 +379,7 @@ fn stream(ring_bytes: usize, body_bytes: usize) -> f64 {
                 None => {
                     let over = started.elapsed() >= STREAM_TIME;
                     while !over && posted - completed < 8 {
-                        batch.send(peer, Token(posted), &head(posted, &body), body.clone());
+                        batch.send(peer, Token(posted), head(posted, &body), body.clone());
                         posted += 1;
                     }
                     done.set(over && posted == completed);

@@ -205,7 +205,7 @@ fn stream<E: Endpoint>(make: fn() -> E, pinned: bool, spin_ns: u64) -> f64 {
                 None => {
                     let over = started.elapsed() >= STREAM_TIME;
                     while !over && posted - completed < 8 {
-                        batch.send(peer, Token(posted), &head(posted, &body), body.clone());
+                        batch.send(peer, Token(posted), head(posted, &body), body.clone());
                         posted += 1;
                     }
                     done.set(over && posted == completed);
@@ -288,7 +288,7 @@ fn trips<E: Endpoint>(make: fn() -> E, pinned: bool, spin_ns: u64, trips: usize)
             let reply = |peer: Peer, head: &Head, batch: &mut Batch| {
                 let number = number_of(head);
                 let nothing = Body::empty();
-                batch.send(peer, Token(number), &self::head(number, &nothing), nothing);
+                batch.send(peer, Token(number), self::head(number, &nothing), nothing);
             };
             let handle = |event: Option<Event>, batch: &mut Batch| match event {
                 Some(Event::Arrived { peer, head, body }) => {
@@ -321,7 +321,7 @@ fn trips<E: Endpoint>(make: fn() -> E, pinned: bool, spin_ns: u64, trips: usize)
                 None => {
                     let number = times.len() as u64;
                     started = Instant::now();
-                    batch.send(server, Token(number), &head(number, &body), body.clone());
+                    batch.send(server, Token(number), head(number, &body), body.clone());
                     waiting = true;
                 }
             };

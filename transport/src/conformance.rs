@@ -75,7 +75,7 @@ pub fn keeps_order<F: Fixture>(fixture: F) {
     let mut batch = Batch::default();
     for number in 0..count {
         let body = two.body(&number.to_le_bytes());
-        batch.send(two.to_right, Token(number), &head(number, &body), body);
+        batch.send(two.to_right, Token(number), head(number, &body), body);
     }
     two.until("all arrive", |two| {
         let _ = two.left.endpoint.post(&mut batch);
@@ -96,8 +96,8 @@ pub fn completes_every_token_once<F: Fixture>(fixture: F) {
     let count = two.depth() * 4 + 1;
     let (mut to_right, mut to_left) = (Batch::default(), Batch::default());
     for number in 0..count {
-        to_right.send(two.to_right, Token(number), &head(number, &Body::empty()), Body::empty());
-        to_left.send(two.to_left, Token(count + number), &head(number, &Body::empty()), Body::empty());
+        to_right.send(two.to_right, Token(number), head(number, &Body::empty()), Body::empty());
+        to_left.send(two.to_left, Token(count + number), head(number, &Body::empty()), Body::empty());
     }
     two.until("all complete", |two| {
         let _ = two.left.endpoint.post(&mut to_right);
@@ -220,8 +220,8 @@ pub fn full_ends_with_a_completion<F: Fixture>(fixture: F) {
         two.left.send(two.to_right, number, Body::empty());
     }
     let mut batch = Batch::default();
-    batch.send(two.to_right, Token(depth), &head(depth, &Body::empty()), Body::empty());
-    batch.send(two.to_right, Token(depth + 1), &head(depth + 1, &Body::empty()), Body::empty());
+    batch.send(two.to_right, Token(depth), head(depth, &Body::empty()), Body::empty());
+    batch.send(two.to_right, Token(depth + 1), head(depth + 1, &Body::empty()), Body::empty());
     assert_eq!(two.left.endpoint.post(&mut batch), Err(Full));
     assert_eq!(batch.len(), 2, "what does not fit stays in the batch");
     two.until("a completion", |two| !two.left.completions().is_empty());
@@ -247,9 +247,9 @@ pub fn a_full_peer_holds_up_nobody<F: Fixture>(mut fixture: F) {
     let depth = u64::from(hub.endpoint.capabilities().operations_per_peer_max);
     let mut batch = Batch::default();
     for number in 0..depth + 2 {
-        batch.send(peers[0], Token(number), &head(number, &Body::empty()), Body::empty());
+        batch.send(peers[0], Token(number), head(number, &Body::empty()), Body::empty());
     }
-    batch.send(peers[1], Token(1_000), &head(1_000, &Body::empty()), Body::empty());
+    batch.send(peers[1], Token(1_000), head(1_000, &Body::empty()), Body::empty());
     assert_eq!(hub.endpoint.post(&mut batch), Err(Full));
     assert_eq!(batch.len(), 2, "the two without room stay, the one of the other peer is taken");
     for _ in 0..STEPS_MAX {
@@ -278,7 +278,7 @@ pub fn carries_heads_of_every_length<F: Fixture>(fixture: F) {
     let lengths = HEADER_BYTES..=HEAD_BYTES_MAX;
     for len in lengths.clone() {
         let head = head_of(len as u64, &Body::empty(), &pattern(len));
-        batch.send(two.to_right, Token(len as u64), &head, Body::empty());
+        batch.send(two.to_right, Token(len as u64), head, Body::empty());
     }
     two.until("all arrive", |two| {
         let _ = two.left.endpoint.post(&mut batch);

@@ -18,12 +18,12 @@ pub const EXTENSION_BYTES_MAX: usize = 256;
 /// Bytes of a whole head, at most.
 pub const HEAD_BYTES_MAX: usize = HEADER_BYTES + EXTENSION_BYTES_MAX;
 
-/// Bytes of a head that are kept inline: the header and the few extensions that most heads have.
-const INLINE_BYTES: usize = 128;
+/// Bytes of a head that are kept inline: the header and what most heads have besides, up to a pull with one dependency.
+const INLINE_BYTES: usize = 104;
 
 /// The head of a message: a fixed header and its extensions, opaque to the transport.
 ///
-/// Kept inline up to 128 bytes, because every message has one, is moved several times, and none should allocate. A longer one,
+/// Kept inline up to 104 bytes, because every message has one, is moved several times, and none should allocate. A longer one,
 /// with a list of dependencies, is boxed.
 #[derive(Clone)]
 pub struct Head {
@@ -206,8 +206,8 @@ impl Batch {
 
     /// Appends a send.
     #[inline]
-    pub fn send(&mut self, peer: Peer, token: Token, head: &Head, body: Body) {
-        self.operations.push_back(Operation { peer, token, head: head.clone(), body });
+    pub fn send(&mut self, peer: Peer, token: Token, head: Head, body: Body) {
+        self.operations.push_back(Operation { peer, token, head, body });
     }
 
     /// Operations that were not taken yet.

@@ -213,7 +213,7 @@ fn child() {
         "floods" => {
             for number in 0.. {
                 let body = body_of(&mut arena, number, BODY_BYTES);
-                batch.send(peer, Token(number), &head(number, &body), body);
+                batch.send(peer, Token(number), head(number, &body), body);
                 alone.until("written", |alone| {
                     let _ = alone.endpoint.post(&mut batch);
                     batch.is_empty() && alone.completed(peer) as u64 + 8 > number
@@ -225,7 +225,7 @@ fn child() {
         }
         "sends three and waits" | "sends three and ends" => {
             for number in 0..3 {
-                batch.send(peer, Token(number), &head(number, &Body::empty()), Body::empty());
+                batch.send(peer, Token(number), head(number, &Body::empty()), Body::empty());
             }
             alone.endpoint.post(&mut batch).expect("room");
             if does.ends_with("waits") {
@@ -244,7 +244,7 @@ fn child() {
                             batch.send(
                                 peer,
                                 Token(0),
-                                &head(number_of(&found), &Body::empty()),
+                                head(number_of(&found), &Body::empty()),
                                 Body::empty(),
                             );
                         }
@@ -301,7 +301,7 @@ fn a_process_killed_in_the_middle_of_a_write_is_lost() {
         }
         assert_eq!(mappings_of(&inode), 0, "unmapped");
         let mut batch = Batch::default();
-        batch.send(peer, Token(1), &head(1, &Body::empty()), Body::empty());
+        batch.send(peer, Token(1), head(1, &Body::empty()), Body::empty());
         alone.endpoint.post(&mut batch).expect("it is flushed");
         alone.until("flushed", |alone| alone.completed(peer) == 1);
     }
@@ -355,7 +355,7 @@ fn a_stopped_process_holds_up_nobody() {
     let mut batch = Batch::default();
     for number in 0..COUNT {
         let body = body_of(&mut arena, number, BODY_BYTES);
-        batch.send(to_stopped, Token(number), &head(number, &body), body);
+        batch.send(to_stopped, Token(number), head(number, &body), body);
     }
     for _ in 0..2_000 {
         let _ = hub.endpoint.post(&mut batch);
@@ -366,7 +366,7 @@ fn a_stopped_process_holds_up_nobody() {
     for number in 0..COUNT {
         let body = body_of(&mut arena, number, 1_000);
         let mut ping = Batch::default();
-        ping.send(to_good, Token(number), &head(number, &body), body);
+        ping.send(to_good, Token(number), head(number, &body), body);
         assert_eq!(hub.endpoint.post(&mut ping), Ok(()), "the other one has room");
         hub.until("the other one answers", |hub| hub.arrivals().count() as u64 > number);
     }

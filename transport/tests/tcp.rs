@@ -211,7 +211,7 @@ fn a_peer_that_stops_reading_holds_up_nobody<B: Backend>() {
     let body = body_of(&mut arena, 1 << 20);
     let mut batch = Batch::default();
     for number in 0..200 {
-        batch.send(stuck_peer, Token(number), &head(number, &body), body.clone());
+        batch.send(stuck_peer, Token(number), head(number, &body), body.clone());
     }
     for _ in 0..2_000 {
         let _ = hub.endpoint.post(&mut batch);
@@ -223,7 +223,7 @@ fn a_peer_that_stops_reading_holds_up_nobody<B: Backend>() {
     let mut ping = Batch::default();
     let nothing = Body::empty();
     for number in 0..50 {
-        ping.send(good_peer, Token(number), &head(number, &nothing), Body::empty());
+        ping.send(good_peer, Token(number), head(number, &nothing), Body::empty());
         assert_eq!(hub.endpoint.post(&mut ping), Ok(()), "the other one has room");
         let mut bytes = [0; 64];
         hub.poll();
@@ -256,7 +256,7 @@ fn a_killed_peer_is_lost<B: Backend>() {
         let body = body_of(&mut arena, body_bytes);
         let mut batch = Batch::default();
         for number in 0..64 {
-            batch.send(peer, Token(number), &head(number, &body), body.clone());
+            batch.send(peer, Token(number), head(number, &body), body.clone());
         }
         assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
         // Half a message of its own, too.
@@ -355,7 +355,7 @@ fn a_close_brings_out_what_was_posted<B: Backend>() {
     let body = body_of(&mut arena, 1 << 20);
     let mut batch = Batch::default();
     for number in 0..30 {
-        batch.send(peer, Token(number), &head(number, &body), body.clone());
+        batch.send(peer, Token(number), head(number, &body), body.clone());
     }
     assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
     hub.endpoint.close(peer);
@@ -483,7 +483,7 @@ fn a_closed_peer_gives_up_its_turn_for_memory<B: Backend>() {
     let body = body_of(&mut arena, 4 << 20);
     let mut batch = Batch::default();
     for number in 0..10 {
-        batch.send(greedy_peer, Token(number), &head(number, &body), body.clone());
+        batch.send(greedy_peer, Token(number), head(number, &body), body.clone());
     }
     assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
     let writer = std::thread::spawn(move || {
@@ -522,7 +522,7 @@ fn the_next_peer_is_not_taken_for_the_last<B: Backend>() {
         let mut batch = Batch::default();
         // Few, so that all is reported in the poll that finds the noise.
         for number in 0..4 {
-            batch.send(peer, Token(number), &head(number, &body), body.clone());
+            batch.send(peer, Token(number), head(number, &body), body.clone());
         }
         assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
         // Until the system's buffers are full.
@@ -536,7 +536,7 @@ fn the_next_peer_is_not_taken_for_the_last<B: Backend>() {
         let peer = hub.endpoint.adopt(link(here)).expect("room");
         for number in 0..3 {
             let nothing = Body::empty();
-            batch.send(peer, Token(number), &head(number, &nothing), nothing);
+            batch.send(peer, Token(number), head(number, &nothing), nothing);
             assert_eq!(hub.endpoint.post(&mut batch), Ok(()));
             hub.until("sent", |hub| hub.completions(peer).len() as u64 == number + 1);
             assert_eq!(hub.completions(peer).last(), Some(&Ok(())), "round {round}");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use rangefold_proto::client::{
     ClientCore, Counters, Grant, Input, IssueError, Output, Pull, Push, SendBody, TaskError, TaskId,
 };
-use rangefold_proto::wire::{self, Arguments, Extension, Header, Kind, WireError};
+use rangefold_proto::wire::{self, Arguments, Kind, WireError};
 use rangefold_proto::{
     ClusterMap, Incarnation, JobId, KeyRange, Lane, Limits, LinkId, Member, Nanos, Round, ShardId, TableId,
     View,
@@ -103,6 +103,8 @@ pub struct Driver<E: Endpoint, D: Dialer> {
     disconnected: BTreeMap<ShardId, String>,
     peers: BTreeMap<Peer, LinkId>,
     next_link: u64,
+    /// Sends of a connection that have completed and of which the core has not heard.
+    sent: (LinkId, u16),
     destinations: BTreeMap<TaskId, Destination>,
     outcomes: Outcomes,
     /// Lanes that were given to other workers, and as which incarnation each was held here.
@@ -131,6 +133,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             disconnected: BTreeMap::new(),
             peers: BTreeMap::new(),
             next_link: 0,
+            sent: (LinkId(0), 0),
             destinations: BTreeMap::new(),
             outcomes: Outcomes::default(),
             fenced: Vec::new(),
@@ -234,12 +237,14 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     pub fn cancel(&mut self, task: TaskId) {
         self.core.cancel(task);
         self.carry_out();
-        self.forget(task);
+        self.outcomes.take(task);
     }
 
-    /// The outcome of this task is not wanted.
+    /// The outcome of this push is not wanted.
     pub fn forget(&mut self, task: TaskId) {
-        self.outcomes.forget(task, self.core.is_open(task));
+        if self.outcomes.take(task).is_none() {
+            self.core.release(task);
+        }
     }
 
     /// Takes the outcome of a task that has ended; once.
@@ -311,7 +316,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         loop {
             let may_send = self.control.used_bytes() + wire::CONTROL_BYTES_MAX <= self.control.budget_bytes();
             match self.core.poll_output(may_send) {
-                Output::Send { link, header, extension, body } => self.send(link, &header, &extension, body),
+                Output::Send { link } => self.send(link),
                 Output::Timeout(at) => return at,
                 effect => self.effect(effect),
             }
@@ -344,9 +349,9 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         payload.copy_to(&mut destination.memory.as_mut_bytes()[at..at + payload.len()]);
     }
 
-    fn send(&mut self, link: LinkId, header: &Header, extension: &Extension, body: SendBody<Body>) {
+    fn send(&mut self, link: LinkId) {
         let Some(&(peer, number, _)) = self.links.get(&link) else { return };
-        let body = match body {
+        let body = match std::mem::take(&mut self.core.frame().body) {
             SendBody::Empty => Body::empty(),
             SendBody::Values { payload, bytes } if bytes.len() == payload.len() => payload,
             SendBody::Values { payload, bytes } => payload.cut(bytes),
@@ -360,9 +365,10 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
                 Body::from(slice.freeze())
             }
         };
-        let head_len = wire::encode(header, extension, number, &mut self.head);
+        let frame = self.core.frame();
+        let head_len = wire::encode(&frame.header, &frame.extension, number, &mut self.head);
         if let Some(head) = Head::new(&self.head[..head_len]) {
-            self.batch.send(peer, Token(link.0), &head, body);
+            self.batch.send(peer, Token(link.0), head, body);
         }
     }
 
@@ -395,7 +401,14 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
                     self.endpoint.close(peer);
                 }
             }
-            Event::Sent { token, .. } => self.feed(Input::Sent { link: LinkId(token.0) }),
+            Event::Sent { token, .. } => {
+                let link = LinkId(token.0);
+                if self.sent.0 != link || self.sent.1 == u16::MAX {
+                    self.tell_sent();
+                    self.sent.0 = link;
+                }
+                self.sent.1 += 1;
+            }
             Event::Lost { peer, reason } => {
                 if let Some(link) = self.peers.remove(&peer) {
                     if let Some((_, _, shard)) = self.links.remove(&link) {
@@ -407,6 +420,14 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             // No link of ours asks for announcements yet.
             Event::Announced { arrival, .. } => self.endpoint.place(arrival, None),
             Event::Placed { .. } => {}
+        }
+    }
+
+    /// Tells the core of the sends that have completed, of one connection all at once.
+    fn tell_sent(&mut self) {
+        let (link, count) = std::mem::take(&mut self.sent);
+        if count > 0 {
+            self.feed(Input::Sent { link, count });
         }
     }
 
@@ -453,6 +474,7 @@ impl<E: Endpoint, D: Dialer> Shell for Driver<E, D> {
         for event in events.drain() {
             self.event(event);
         }
+        self.tell_sent();
         self.events = events;
         self.core.handle_input(Nanos(now_ns), Input::Tick);
         let deadline = self.drain();

@@ -25,6 +25,7 @@ pub mod map;
 pub mod ring;
 pub mod scheduler;
 pub mod server;
+mod slab;
 pub mod table;
 pub mod time;
 pub mod view;

@@ -37,7 +37,7 @@ impl<E: Endpoint> Side<E> {
     /// Posts one operation, if there is room.
     pub(super) fn try_send(&mut self, peer: Peer, token: u64, body: Body) -> Result<(), Full> {
         let mut batch = Batch::with_capacity(1);
-        batch.send(peer, Token(token), &head(token, &body), body);
+        batch.send(peer, Token(token), head(token, &body), body);
         self.endpoint.post(&mut batch)
     }
 

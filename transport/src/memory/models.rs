@@ -52,7 +52,7 @@ impl Shell for Polled {
 fn send(endpoint: &mut Endpoint, peer: Peer, token: u64) {
     let mut batch = Batch::default();
     let head = Head::new(&[0; HEADER_BYTES]).expect("a header is a legal head");
-    batch.send(peer, Token(token), &head, Body::empty());
+    batch.send(peer, Token(token), head, Body::empty());
     endpoint.post(&mut batch).expect("room for one");
 }
 

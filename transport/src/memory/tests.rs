@@ -12,7 +12,7 @@ fn head() -> Head {
 fn send(endpoint: &mut Endpoint, peer: Peer, count: u64) {
     let mut batch = Batch::default();
     for token in 0..count {
-        batch.send(peer, Token(token), &head(), Body::empty());
+        batch.send(peer, Token(token), head(), Body::empty());
     }
     endpoint.post(&mut batch).expect("room");
 }
@@ -38,7 +38,7 @@ fn bodies_arrive_in_the_memory_they_were_sent_from() {
     let slice = Arena::new(1 << 16).take(100).expect("within the budget").freeze();
     let address = slice.as_bytes().as_ptr();
     let mut batch = Batch::default();
-    batch.send(peer, Token(1), &head(), slice.into());
+    batch.send(peer, Token(1), head(), slice.into());
     sender.post(&mut batch).expect("room");
     let mut events = Events::with_limit(8);
     receiver.poll(&mut events);

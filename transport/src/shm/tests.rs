@@ -78,7 +78,7 @@ impl Hub {
     fn send(&mut self, peer: Peer, count: u64) {
         let mut batch = Batch::default();
         for number in 0..count {
-            batch.send(peer, Token(number), &head(number, &Body::empty()), Body::empty());
+            batch.send(peer, Token(number), head(number, &Body::empty()), Body::empty());
         }
         self.endpoint.post(&mut batch).expect("room");
     }
@@ -177,7 +177,7 @@ fn room_rings_a_sleeping_writer() {
     let (mut one, to_other, mut other, _) = pair();
     let body: Body = Arena::new(1 << 20).take(3 * RING_BYTES).expect("enough").freeze().into();
     let mut batch = Batch::default();
-    batch.send(to_other, Token(1), &head(1, &body), body);
+    batch.send(to_other, Token(1), head(1, &body), body);
     one.endpoint.post(&mut batch).expect("room");
     for round in 0..3 {
         let sleep = one.arm();
@@ -204,7 +204,7 @@ fn an_open_announcement_lets_the_thread_sleep() {
     other.adopt(right.place_from(1));
     let body: Body = Arena::new(1 << 20).take(100).expect("enough").freeze().into();
     let mut batch = Batch::default();
-    batch.send(to_other, Token(1), &head(1, &body), body);
+    batch.send(to_other, Token(1), head(1, &body), body);
     one.endpoint.post(&mut batch).expect("room");
     other.until("announced", |other| !other.seen.is_empty());
     one.send(to_other, 3);
@@ -311,7 +311,7 @@ fn impossible_positions_cut_the_peer_off() {
         evil.mapping().side(1).read.0.store(lie, Ordering::Relaxed);
         let body: Body = Arena::new(1 << 20).take(2 * RING_BYTES).expect("enough").freeze().into();
         let mut batch = Batch::default();
-        batch.send(peer, Token(1), &head(1, &body), body);
+        batch.send(peer, Token(1), head(1, &body), body);
         hub.endpoint.post(&mut batch).expect("room");
         hub.until("cut off", |hub| hub.loss().is_some());
         let violation = LostReason::Violation(Violation::Indices);
@@ -455,7 +455,7 @@ fn a_close_does_not_wait_for_ever() {
     let peer = hub.adopt(link);
     let body: Body = Arena::new(1 << 20).take(2 * RING_BYTES).expect("enough").freeze().into();
     let mut batch = Batch::default();
-    batch.send(peer, Token(1), &head(1, &body), body);
+    batch.send(peer, Token(1), head(1, &body), body);
     hub.endpoint.post(&mut batch).expect("room");
     hub.endpoint.close(peer);
     hub.poll();

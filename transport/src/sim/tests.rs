@@ -71,7 +71,7 @@ impl Cluster {
         let mut batch = Batch::default();
         for (peer, account) in accounts.iter_mut().filter(|(_, account)| account.losses.is_empty()) {
             for _ in 0..count {
-                batch.send(*peer, Token(account.posted), &head(account.link, account.posted), Body::empty());
+                batch.send(*peer, Token(account.posted), head(account.link, account.posted), Body::empty());
                 account.posted += 1;
             }
             account.open_tokens.extend(account.posted - count..account.posted);
@@ -256,7 +256,7 @@ fn two(config: Config, count: u64) -> (Network, [Endpoint; 2], [Peer; 2], u64) {
     let peers = [ends[0].adopt(left).expect("room"), ends[1].adopt(right).expect("room")];
     let mut batch = Batch::default();
     for token in 0..count {
-        batch.send(peers[0], Token(token), &head(number, token), Body::empty());
+        batch.send(peers[0], Token(token), head(number, token), Body::empty());
     }
     ends[0].post(&mut batch).expect("room");
     (network, ends, peers, number)
@@ -299,7 +299,7 @@ fn a_crashed_host_is_silent_and_missed() {
     let (network, mut ends, peers, number) = two(Config::default(), 10);
     network.crash(HostId(0));
     let mut batch = Batch::default();
-    batch.send(peers[0], Token(99), &head(number, 99), Body::empty());
+    batch.send(peers[0], Token(99), head(number, 99), Body::empty());
     ends[0].post(&mut batch).expect("a dead endpoint swallows all");
     network.advance_to(SECOND_NS);
     assert_eq!(drain(&mut ends[0]).len(), 0);
@@ -316,7 +316,7 @@ fn a_slow_host_is_slow() {
     let (network, mut ends, peers, number) = two(config, 0);
     network.slow(HostId(1), 1_000);
     let mut batch = Batch::default();
-    batch.send(peers[0], Token(0), &head(number, 0), Body::empty());
+    batch.send(peers[0], Token(0), head(number, 0), Body::empty());
     ends[0].post(&mut batch).expect("room");
     network.advance_to(999_999);
     assert_eq!(drain(&mut ends[1]).len(), 0);
@@ -348,7 +348,7 @@ fn a_body_that_is_landing_when_the_link_breaks_comes_back() {
         let _ = right.adopt(link_right.place_from(1)).expect("room");
         let mut arena = crate::Arena::new(1 << 20);
         let mut batch = Batch::default();
-        batch.send(peer, Token(0), &head(number, 0), arena.take(100).expect("room").freeze().into());
+        batch.send(peer, Token(0), head(number, 0), arena.take(100).expect("room").freeze().into());
         left.post(&mut batch).expect("room");
         network.advance_to(SECOND_NS);
         let Some(Event::Announced { arrival, .. }) = drain(&mut right).pop() else { panic!("announced") };

@@ -80,7 +80,7 @@ fn an_endpoint_of_many_threads_outlives_them() {
     let body: Body = arena.take(BODY_BYTES).expect("enough").freeze().into();
     let mut batch = Batch::default();
     for number in 0..COUNT {
-        batch.send(peer, Token(number), &head(number, &body), body.clone());
+        batch.send(peer, Token(number), head(number, &body), body.clone());
     }
     let mut sent = 0;
     let mut turn = |endpoint: &mut Endpoint, batch: &mut Batch| {

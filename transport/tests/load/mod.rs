@@ -115,7 +115,7 @@ impl<E: Endpoint> Loaded<E> {
                 }
                 parts.push(slice);
                 let body = Body::of(parts);
-                self.batch.send(self.peers[index], Token(number), &head(number, &body), body);
+                self.batch.send(self.peers[index], Token(number), head(number, &body), body);
                 self.made[index] += 1;
             }
         }

@@ -7,16 +7,15 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::id::{Lane, LinkId, SegmentId, ShardId};
+use crate::id::{Assignment, Lane, LinkId, SegmentId, ShardId};
 use crate::key::{Key, KeyRange};
 use crate::limits::Limits;
 use crate::map::Row;
-use crate::table::TableSpec;
 use crate::time::{Round, Stamp};
-use crate::wire::{Arguments, Extension, Header, Refusal};
+use crate::wire::{Arguments, Refusal};
 
-use super::say::Said;
-use super::{ClientCore, Counters, Retry, SendBody, TaskError, TaskId};
+use super::link::Turn;
+use super::{ClientCore, Counters, Frame, Retry, SendBody, TaskError, TaskId};
 
 /// A push that is not acknowledged: kept, because it may have to be sent again, to somebody else.
 #[derive(Debug)]
@@ -55,14 +54,20 @@ pub(super) struct Flow<P> {
     /// The highest (stamp, key) that was ever sent: below it a frame is a repeat.
     sent: (Stamp, Key),
     state: State,
-    /// Its place in its connection's queue.
-    pub(super) queued: Option<(Round, u64)>,
-    /// Where its frames go. Follows the map.
+    /// Its turn in its connection's queue.
+    pub(super) queued: Option<Turn>,
+    /// Where its frames go, and what they say of it. Both follow the map.
     pub(super) shard: Option<ShardId>,
+    assignment: Assignment,
+    value_bytes: u32,
+    /// Bytes of whole keys in a frame, at most.
+    frame_bytes_max: u32,
+    /// Whether the lane has pushed to it in its present round.
+    pub(super) pushed: bool,
 }
 
 impl<P> Flow<P> {
-    pub(super) const fn new(floor: Stamp) -> Self {
+    pub(super) fn new(floor: Stamp, value_bytes: u32, limits: &Limits) -> Self {
         Self {
             last: floor,
             closed: floor,
@@ -73,6 +78,10 @@ impl<P> Flow<P> {
             state: State::Live,
             queued: None,
             shard: None,
+            assignment: Assignment(0),
+            value_bytes,
+            frame_bytes_max: (limits.frame_bytes_max / value_bytes).max(1) * value_bytes,
+            pushed: false,
         }
     }
 
@@ -84,6 +93,7 @@ impl<P> Flow<P> {
     /// The lane closes its round.
     pub(super) const fn close(&mut self) {
         self.closed = self.last;
+        self.pushed = false;
     }
 
     /// The newest stamp of the rounds that are closed.
@@ -141,48 +151,47 @@ impl<P> Flow<P> {
     }
 
     /// How many bytes the next frame will carry; `None` when there is nothing to send.
-    pub(super) fn next_frame_bytes(&self, spec: &TableSpec, limits: &Limits) -> Option<u64> {
-        self.next_round()?;
+    pub(super) fn next_frame_bytes(&self) -> Option<u64> {
+        if self.state != State::Live {
+            return None;
+        }
         let pending = self.unacknowledged.get(self.next)?;
-        let keys = u64::from((limits.frame_bytes_max / spec.value_bytes()).max(1));
         let start = self.next_key.unwrap_or(pending.values.start);
-        Some((pending.values.end - start).min(keys) * u64::from(spec.value_bytes()))
+        let bytes = (pending.values.end - start) * u64::from(self.value_bytes);
+        Some(bytes.min(self.frame_bytes_max.into()))
     }
 }
 
 impl<P: Clone> Flow<P> {
     //= protocol.md P2
-    /// The next of its values, `bytes` of them, as much as a frame holds. Its tiles cut the whole segment. `header` says where the
-    /// frame goes.
-    pub(super) fn next_frame(
-        &mut self,
-        bytes: u64,
-        spec: &TableSpec,
-        header: Header,
-        counters: &mut Counters,
-    ) -> Option<Said<P>> {
-        let value_bytes = u64::from(spec.value_bytes());
-        let pending = self.unacknowledged.get(self.next)?;
+    /// The next of its values, `bytes` of them, as much as a frame holds. Its tiles cut the whole segment. `frame` says
+    /// already where it goes.
+    pub(super) fn next_frame(&mut self, bytes: u64, frame: &mut Frame<P>, counters: &mut Counters) {
+        let Some(pending) = self.unacknowledged.get(self.next) else { return };
+        let value_bytes = u64::from(self.value_bytes);
         let start = self.next_key.unwrap_or(pending.values.start);
         let range = KeyRange::new(start, start + bytes / value_bytes);
         let last = range.end == pending.values.end;
-        let header = Header {
-            first: range.start == pending.values.start,
-            last,
-            // A frame's bytes fit 32 bits.
-            value_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-            round: pending.round,
-            stamp: pending.task.stamp,
-            range,
-            previous: pending.previous,
-            ..header
-        };
+        let header = &mut frame.header;
+        header.first = range.start == pending.values.start;
+        header.last = last;
+        // A frame's bytes fit 32 bits.
+        header.value_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        header.key_bytes = 0;
+        header.assignment = self.assignment;
+        header.round = pending.round;
+        header.stamp = pending.task.stamp;
+        header.range = range;
+        header.previous = pending.previous;
         // A payload lies in memory, so positions in it fit usize.
         let at = |key: Key| usize::try_from((key - pending.base) * value_bytes).unwrap_or(usize::MAX);
-        let body =
-            SendBody::Values { payload: pending.payload.clone(), bytes: at(range.start)..at(range.end) };
-        let extension = Extension { arguments: pending.arguments, ..Extension::default() };
-        let mark = (header.stamp, range.end);
+        let bytes_of = at(range.start)..at(range.end);
+        frame.body = SendBody::Values { payload: pending.payload.clone(), bytes: bytes_of };
+        let extension = &mut frame.extension;
+        (extension.credit, extension.pull) = (None, None);
+        extension.after.clear();
+        extension.arguments = pending.arguments;
+        let mark = (pending.task.stamp, range.end);
         counters.push_frames += 1;
         counters.bytes_pushed += bytes;
         counters.repeats += u64::from(mark <= self.sent);
@@ -192,36 +201,34 @@ impl<P: Clone> Flow<P> {
         } else {
             self.next_key = Some(range.end);
         }
-        Some((header, extension, body))
     }
 }
 
 impl<P: Clone> ClientCore<P> {
     /// Queues a flow at its connection if it has something to send.
     pub(super) fn ready_flow(&mut self, lane: Lane, segment: SegmentId) {
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
-        if flow.shard.is_none() {
-            flow.shard = self.map.owner(segment);
+        let Some(place) = self.flows.place((lane, segment)) else { return };
+        let Some((_, flow)) = self.flows.at_mut(place) else { return };
+        if flow.shard.is_none()
+            && let Some(row) = self.map.rows.get(&segment)
+        {
+            (flow.shard, flow.assignment) = (Some(row.owner), row.assignment);
         }
         let (Some(round), Some(shard), None) = (flow.next_round(), flow.shard, flow.queued) else { return };
         self.sequence += 1;
-        let place = (round, self.sequence);
-        flow.queued = Some(place);
-        let link = self.link_mut(shard);
-        link.queue_flow(place, lane, segment);
-        if !link.listed {
-            link.listed = true;
-            self.speakers.push_back(shard);
-        }
+        let turn = (round, self.sequence);
+        flow.queued = Some(turn);
+        self.link_mut(shard).queue_flow(turn, place);
+        self.enlist(shard);
     }
 
     //= protocol.md P6
     pub(super) fn acknowledged_to(&mut self, lane: Lane, segment: SegmentId, stamp: Stamp) {
         // The clock of another incarnation says nothing of this one's pushes.
-        if self.lanes.get(&lane).is_none_or(|state| state.member.incarnation != stamp.incarnation()) {
+        if self.lanes.get(lane).is_none_or(|state| state.member.incarnation != stamp.incarnation()) {
             return;
         }
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return };
         let mut covered = core::mem::take(&mut self.covered);
         flow.pop_covered(stamp, &mut covered);
         for task in covered.drain(..) {
@@ -232,7 +239,7 @@ impl<P: Clone> ClientCore<P> {
 
     /// A predecessor is missing at the owner: send again from there, unless that is what is about to be sent anyway.
     pub(super) fn go_back(&mut self, lane: Lane, segment: SegmentId, clock: Stamp) {
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return };
         if flow.state == State::Live {
             flow.rewind_to(clock);
             self.ready_flow(lane, segment);
@@ -242,10 +249,9 @@ impl<P: Clone> ClientCore<P> {
     //= protocol.md P7
     /// The owner may have lost frames, or is another one: find out what it has, or just send again if that is cheap.
     pub(super) fn restart(&mut self, lane: Lane, segment: SegmentId, link: Option<LinkId>) {
-        let Some(spec) = self.map.tables.get(&segment.table()) else { return };
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return };
         let keys: u64 = flow.unacknowledged.iter().map(|pending| pending.values.len()).sum();
-        let cheap = keys * u64::from(spec.value_bytes()) < self.limits.resume_bytes_min;
+        let cheap = keys * u64::from(flow.value_bytes) < self.limits.resume_bytes_min;
         let unsent = flow.next == 0 && flow.next_key.is_none();
         let shard = flow.shard;
         match (link, shard) {
@@ -263,7 +269,7 @@ impl<P: Clone> ClientCore<P> {
     }
 
     pub(super) fn resumed(&mut self, shard: ShardId, lane: Lane, segment: SegmentId, clock: Stamp) {
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return };
         if flow.state == State::Resuming && flow.shard == Some(shard) {
             flow.state = State::Live;
             flow.rewind_to(clock);
@@ -274,7 +280,7 @@ impl<P: Clone> ClientCore<P> {
     /// The owner is busy, or not there yet: send again later.
     pub(super) fn put_off(&mut self, lane: Lane, segment: SegmentId) {
         let at = self.now.after(self.limits.retry_ns);
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return };
         if flow.state != State::Live {
             return;
         }
@@ -284,7 +290,7 @@ impl<P: Clone> ClientCore<P> {
     }
 
     pub(super) fn try_again(&mut self, lane: Lane, segment: SegmentId) {
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return };
         if flow.state == State::Resting {
             flow.state = State::Live;
             flow.rewind(0);
@@ -295,7 +301,7 @@ impl<P: Clone> ClientCore<P> {
     /// The connection is gone. How far the flow was sent stays known, so that `restart` asks or sends again when the next
     /// connection is up. Says whether there is anything to do then.
     pub(super) fn disconnected(&mut self, lane: Lane, segment: SegmentId) -> bool {
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return false };
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return false };
         flow.queued = None;
         if flow.state == State::Resuming {
             flow.state = State::Live;
@@ -304,24 +310,16 @@ impl<P: Clone> ClientCore<P> {
     }
 
     pub(super) fn unqueue(&mut self, lane: Lane, segment: SegmentId) {
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
-        if let (Some(place), Some(shard)) = (flow.queued.take(), flow.shard) {
-            self.link_mut(shard).unqueue_flow(place);
-        }
-    }
-
-    /// The flow whose turn it is has nothing to send.
-    pub(super) fn unqueue_first(&mut self, shard: ShardId) {
-        let first = self.link_mut(shard).pop_flow();
-        if let Some(flow) = first.and_then(|key| self.flows.get_mut(&key)) {
-            flow.queued = None;
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return };
+        if let (Some(turn), Some(shard)) = (flow.queued.take(), flow.shard) {
+            self.link_mut(shard).unqueue_flow(turn);
         }
     }
 
     /// A push was refused for good. Later ones name it as their predecessor, so the whole flow ends.
     pub(super) fn refuse_flow(&mut self, lane: Lane, segment: SegmentId, refusal: Refusal) {
         self.unqueue(lane, segment);
-        let Some(flow) = self.flows.get_mut(&(lane, segment)) else { return };
+        let Some(flow) = self.flows.get_mut((lane, segment)) else { return };
         let tasks: Vec<TaskId> = flow.unacknowledged.iter().map(|pending| pending.task).collect();
         // `departure:` protocol.md P11 sends a refused push as empty tiles. Here a push is refused only by an owner that has
         // no such segment, so it has none of them, and the next push names the one before.
@@ -341,16 +339,17 @@ impl<P: Clone> ClientCore<P> {
     pub(super) fn adopt_row(&mut self, row: Row) {
         self.map.adopt_row(row);
         self.name_segment(row);
-        let lanes: Vec<Lane> = self.lanes.keys().copied().collect();
+        let lanes: Vec<Lane> = self.lanes.keys().collect();
         for lane in lanes {
-            if !self.flows.contains_key(&(lane, row.segment)) {
+            if !self.flows.contains((lane, row.segment)) {
                 continue;
             }
             self.unqueue(lane, row.segment);
-            if let Some(flow) = self.flows.get_mut(&(lane, row.segment))
-                && !(cfg!(planted = "resent_to_the_old_owner") && flow.shard.is_some())
-            {
-                flow.shard = Some(row.owner);
+            if let Some(flow) = self.flows.get_mut((lane, row.segment)) {
+                flow.assignment = row.assignment;
+                if !(cfg!(planted = "resent_to_the_old_owner") && flow.shard.is_some()) {
+                    flow.shard = Some(row.owner);
+                }
             }
             let link = self.link_mut(row.owner).id();
             self.restart(lane, row.segment, link);
@@ -360,7 +359,7 @@ impl<P: Clone> ClientCore<P> {
     //= protocol.md T1
     /// The segment's owner has heard of no close that names it: every lane's newest close goes there, with its name.
     pub(super) fn name_segment(&mut self, row: Row) {
-        let lanes: Vec<(Lane, Round)> = self.lanes.iter().map(|(&lane, state)| (lane, state.round)).collect();
+        let lanes: Vec<(Lane, Round)> = self.lanes.iter().map(|(lane, state)| (lane, state.round)).collect();
         for (lane, round) in lanes {
             let link = self.link_mut(row.owner);
             link.name_in_close(lane, row.segment);

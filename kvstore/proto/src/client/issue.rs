@@ -19,7 +19,7 @@ impl<P: Clone> ClientCore<P> {
     }
 
     fn admit(&self, lane: Lane, table: TableId, range: KeyRange) -> Result<&TableSpec, IssueError> {
-        if !self.lanes.contains_key(&lane) {
+        if !self.lanes.contains(lane) {
             return Err(IssueError::NoLane(lane));
         }
         let spec = self.spec(table)?;
@@ -32,13 +32,13 @@ impl<P: Clone> ClientCore<P> {
         Ok(spec)
     }
 
-    fn begin(&mut self, lane: Lane, left: u32, bytes: u64) -> Option<TaskId> {
-        let state = self.lanes.get_mut(&lane)?;
+    fn begin(&mut self, lane: Lane, left: u32, bytes: u64) -> Option<(TaskId, Round)> {
+        let state = self.lanes.get_mut(lane)?;
         state.stamp = state.stamp.next();
-        *state.open.entry(state.round).or_insert(0) += 1;
+        state.open.begin(state.round);
         let task = TaskId { lane, stamp: state.stamp };
-        self.tasks.insert(task, Task { round: state.round, left, bytes });
-        Some(task)
+        self.tasks.insert(task, Task { round: state.round, left, bytes, released: false });
+        Some((task, state.round))
     }
 
     /// Whether a push would be taken now.
@@ -46,35 +46,51 @@ impl<P: Clone> ClientCore<P> {
     /// # Errors
     /// [`IssueError`], as [`Self::push`] would say.
     pub fn may_push(&self, lane: Lane, table: TableId, range: KeyRange) -> Result<(), IssueError> {
-        self.weigh(lane, table, range).map(drop)
+        let spec = self.admit(lane, table, range)?;
+        self.weigh(spec, lane, table, range).map(drop)
     }
 
-    /// Admits a push, with what it would make each shard hold of its round.
+    /// Weighs an admitted push: its bytes, and what it would make each shard hold of its round.
     fn weigh(
         &self,
+        spec: &TableSpec,
         lane: Lane,
         table: TableId,
         range: KeyRange,
-    ) -> Result<BTreeMap<ShardId, u64>, IssueError> {
-        let spec = self.admit(lane, table, range)?;
-        let key_bytes = u64::from(spec.value_bytes());
-        let bytes = range.len().saturating_mul(key_bytes);
+    ) -> Result<(u64, BTreeMap<ShardId, u64>), IssueError> {
+        let bytes = range.len().saturating_mul(u64::from(spec.value_bytes()));
         let max = self.limits.unacknowledged_bytes_max;
         if bytes > max {
             return Err(IssueError::TooLarge { bytes, max });
         }
-        //= protocol.md B6
-        // A round holds credit at its shards until it is applied, and is not applied before all of it has come: what this
-        // client pushes in one round must fit what one connection is granted.
+        let held = match spec.aggregation {
+            Aggregation::None => BTreeMap::new(),
+            Aggregation::Round => self.held_by_round(spec, lane, table, range)?,
+        };
+        if self.unacknowledged_bytes + bytes > max {
+            return Err(IssueError::Full);
+        }
+        Ok((bytes, held))
+    }
+
+    //= protocol.md B6
+    /// A round holds credit at its shards until it is applied, and is not applied before all of it has come: what this
+    /// client pushes in one round must fit what one connection is granted.
+    fn held_by_round(
+        &self,
+        spec: &TableSpec,
+        lane: Lane,
+        table: TableId,
+        range: KeyRange,
+    ) -> Result<BTreeMap<ShardId, u64>, IssueError> {
+        let key_bytes = u64::from(spec.value_bytes());
         let mut held: BTreeMap<ShardId, u64> = BTreeMap::new();
-        if spec.aggregation == Aggregation::Round {
-            for (segment, values) in spec.cut(table, range) {
-                if let Some(shard) = self.map.owner(segment) {
-                    *held.entry(shard).or_insert(0) += values.len().saturating_mul(key_bytes);
-                }
+        for (segment, values) in spec.cut(table, range) {
+            if let Some(shard) = self.map.owner(segment) {
+                *held.entry(shard).or_insert(0) += values.len().saturating_mul(key_bytes);
             }
         }
-        let round = self.lanes.get(&lane).map_or(0, |state| state.round);
+        let round = self.lanes.get(lane).map_or(0, |state| state.round);
         for (&shard, &new) in &held {
             let of_round = (round, shard, Lane(0))..=(round, shard, Lane(u32::MAX));
             let bytes = new + self.round_bytes.range(of_round).map(|(_, bytes)| bytes).sum::<u64>();
@@ -82,9 +98,6 @@ impl<P: Clone> ClientCore<P> {
             if bytes > max {
                 return Err(IssueError::TooLarge { bytes, max });
             }
-        }
-        if self.unacknowledged_bytes + bytes > self.limits.unacknowledged_bytes_max {
-            return Err(IssueError::Full);
         }
         Ok(held)
     }
@@ -94,40 +107,35 @@ impl<P: Clone> ClientCore<P> {
     /// # Errors
     /// [`IssueError`]; nothing was issued then.
     pub fn push(&mut self, push: Push<P>) -> Result<TaskId, IssueError> {
-        let (lane, table, range) = (push.lane, push.table, push.range);
-        let held = self.weigh(lane, table, range)?;
-        let spec = self.spec(table)?;
-        let bytes = range.len().saturating_mul(u64::from(spec.value_bytes()));
-        let parts = spec.cut(table, range);
-        let round = self.lanes.get(&lane).map_or(0, |state| state.round);
+        let Push { lane, table, range, payload, arguments } = push;
+        let spec = self.admit(lane, table, range)?;
+        let (bytes, held) = self.weigh(spec, lane, table, range)?;
+        let (mut parts, value_bytes) = (spec.cut(table, range), spec.value_bytes());
         let left = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-        let task = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
+        let (task, round) = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
         self.unacknowledged_bytes += bytes;
         for (&shard, &bytes) in &held {
             *self.round_bytes.entry((round, shard, lane)).or_insert(0) += bytes;
         }
         let floor = task.stamp.incarnation().floor();
-        let (mut parts, mut payload) = (parts, Some(push.payload));
+        let mut payload = Some(payload);
         while let Some((segment, values)) = parts.next() {
             // The last part takes it, so that one of one segment is not counted up and down.
             let payload = if parts.len() == 0 { payload.take() } else { payload.clone() };
             let Some(payload) = payload else { break };
-            if let Some(state) = self.lanes.get_mut(&lane) {
-                state.pushed.insert(segment);
+            let make = || Flow::new(floor, value_bytes, &self.limits);
+            let flow = self.flows.get_or_insert_with((lane, segment), make);
+            if !core::mem::replace(&mut flow.pushed, true)
+                && let Some(state) = self.lanes.get_mut(lane)
+            {
+                state.pushed.push(segment);
             }
-            let flow = self.flows.entry((lane, segment)).or_insert_with(|| Flow::new(floor));
             //= protocol.md P1
             let previous = flow.last();
-            flow.issue(Pending {
-                task,
-                previous,
-                round,
-                values,
-                base: range.start,
-                payload,
-                arguments: push.arguments,
-            });
-            self.ready_flow(lane, segment);
+            flow.issue(Pending { task, previous, round, values, base: range.start, payload, arguments });
+            if flow.queued.is_none() {
+                self.ready_flow(lane, segment);
+            }
         }
         Ok(task)
     }
@@ -149,10 +157,9 @@ impl<P: Clone> ClientCore<P> {
             }
         }
         let left = u32::try_from(pieces.len()).unwrap_or(u32::MAX);
-        let task = self.begin(pull.lane, left, 0).ok_or(IssueError::NoLane(pull.lane))?;
+        let (task, _) = self.begin(pull.lane, left, 0).ok_or(IssueError::NoLane(pull.lane))?;
         for (segment, range) in pieces {
-            let own =
-                pull.own_pushes.then(|| self.flows.get(&(pull.lane, segment)).map(Flow::last)).flatten();
+            let own = pull.own_pushes.then(|| self.flows.get((pull.lane, segment)).map(Flow::last)).flatten();
             let piece = Piece {
                 segment,
                 range,
@@ -173,12 +180,12 @@ impl<P: Clone> ClientCore<P> {
     /// # Errors
     /// [`IssueError::NoLane`].
     pub fn advance(&mut self, lane: Lane) -> Result<Round, IssueError> {
-        let state = self.lanes.get_mut(&lane).ok_or(IssueError::NoLane(lane))?;
+        let state = self.lanes.get_mut(lane).ok_or(IssueError::NoLane(lane))?;
         state.round += 1;
         let round = state.round;
         let pushed = core::mem::take(&mut state.pushed);
         for &segment in &pushed {
-            if let Some(flow) = self.flows.get_mut(&(lane, segment)) {
+            if let Some(flow) = self.flows.get_mut((lane, segment)) {
                 flow.close();
             }
             if let Some(shard) = self.map.owner(segment) {
@@ -199,9 +206,16 @@ impl<P: Clone> ClientCore<P> {
     //= protocol.md T4
     #[must_use]
     pub fn may_start(&self, lane: Lane, tau: Round) -> bool {
-        let Some(state) = self.lanes.get(&lane) else { return true };
-        let oldest = state.open.keys().next().copied().unwrap_or(state.round);
+        let Some(state) = self.lanes.get(lane) else { return true };
+        let oldest = state.open.oldest().unwrap_or(state.round);
         oldest >= state.round.saturating_sub(tau)
+    }
+
+    /// Nobody will ask how a push ended: its end is not reported. Constant time.
+    pub fn release(&mut self, push: TaskId) {
+        if let Some(task) = self.tasks.get_mut(push) {
+            task.released = true;
+        }
     }
 
     /// Gives up a pull: its values are not wanted any more. A push is not given up, or its lane's clock would have a hole

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use crate::id::{Lane, LinkId, SegmentId, ShardId};
 use crate::key::KeyRange;
 use crate::limits::Limits;
+use crate::slab::Place;
 use crate::time::Round;
 
 use super::{ClientCore, Output, PieceId, Retry, TaskId};
@@ -61,6 +62,9 @@ pub(super) struct Close {
     pub(super) named: BTreeSet<SegmentId>,
 }
 
+/// When a flow sends: the round of what it sends, and a number that is drawn when it queues.
+pub(super) type Turn = (Round, u64);
+
 #[derive(Debug)]
 pub(super) struct ClientLink {
     state: State,
@@ -78,8 +82,8 @@ pub(super) struct ClientLink {
     pub(super) orphans: u16,
     pub(super) view_sent: u32,
     pub(super) listed: bool,
-    /// Flows with something to send and their places, ascending: oldest round first, then in turn.
-    flows: VecDeque<((Round, u64), (Lane, SegmentId))>,
+    /// Flows with something to send by their turns, ascending: oldest round first, then one after the other.
+    flows: VecDeque<(Turn, Place)>,
     pub(super) pieces: VecDeque<PieceId>,
     /// Pulls to be given back.
     pub(super) cancels: VecDeque<(TaskId, SegmentId, KeyRange)>,
@@ -158,8 +162,8 @@ impl ClientLink {
         self.room -= 1;
     }
 
-    pub(super) fn sent(&mut self) {
-        self.room = (self.room + 1).min(self.room_max);
+    pub(super) fn sent(&mut self, count: u16) {
+        self.room = self.room.saturating_add(count).min(self.room_max);
     }
 
     pub(super) fn credit(&mut self, released: u64) {
@@ -194,27 +198,43 @@ impl ClientLink {
         }
     }
 
-    pub(super) fn queue_flow(&mut self, place: (Round, u64), lane: Lane, segment: SegmentId) {
+    pub(super) fn queue_flow(&mut self, turn: Turn, flow: Place) {
         let at = match self.flows.back() {
-            Some(&(last, _)) if place < last => self.flows.partition_point(|&(other, _)| other < place),
+            Some(&(last, _)) if turn < last => self.flows.partition_point(|&(other, _)| other < turn),
             _ => self.flows.len(),
         };
-        self.flows.insert(at, (place, (lane, segment)));
+        self.flows.insert(at, (turn, flow));
     }
 
-    pub(super) fn unqueue_flow(&mut self, place: (Round, u64)) {
-        if let Ok(at) = self.flows.binary_search_by_key(&place, |&(other, _)| other) {
+    pub(super) fn unqueue_flow(&mut self, turn: Turn) {
+        if let Ok(at) = self.flows.binary_search_by_key(&turn, |&(other, _)| other) {
             self.flows.remove(at);
         }
     }
 
     /// The flow whose turn it is.
-    pub(super) fn first_flow(&self) -> Option<(Lane, SegmentId)> {
+    pub(super) fn first_flow(&self) -> Option<Place> {
         self.flows.front().map(|&(_, flow)| flow)
     }
 
-    pub(super) fn pop_flow(&mut self) -> Option<(Lane, SegmentId)> {
-        self.flows.pop_front().map(|(_, flow)| flow)
+    pub(super) fn pop_flow(&mut self) {
+        self.flows.pop_front();
+    }
+
+    /// The flow whose turn it was goes behind the others of its round; with no round it has nothing more. Says its new turn.
+    pub(super) fn requeue_first(&mut self, round: Option<Round>, sequence: &mut u64) -> Option<Turn> {
+        if let (Some(round), [(turn, _)], []) = (round, self.flows.as_slices().0, self.flows.as_slices().1)
+            && turn.0 == round
+        {
+            // There are no others.
+            return Some(*turn);
+        }
+        let (_, flow) = self.flows.pop_front()?;
+        let round = round?;
+        *sequence += 1;
+        let turn = (round, *sequence);
+        self.queue_flow(turn, flow);
+        Some(turn)
     }
 
     pub(super) fn has_flows(&self) -> bool {
@@ -252,9 +272,9 @@ impl ClientLink {
         self.closes_due = true;
     }
 
+    /// Its flows are unqueued before.
     pub(super) fn forget_lane(&mut self, lane: Lane) {
         self.closes.remove(&lane);
-        self.flows.retain(|&(_, (of, _))| of != lane);
         self.pieces.retain(|(task, _)| task.lane != lane);
         self.asks.retain(|(of, _)| *of != lane);
     }
@@ -293,7 +313,7 @@ impl<P: Clone> ClientCore<P> {
         // A new connection: the newest close, with every segment named.
         let here: Vec<SegmentId> =
             self.map.rows.values().filter(|row| row.owner == shard).map(|row| row.segment).collect();
-        let lanes: Vec<(Lane, Round)> = self.lanes.iter().map(|(&lane, state)| (lane, state.round)).collect();
+        let lanes: Vec<(Lane, Round)> = self.lanes.iter().map(|(lane, state)| (lane, state.round)).collect();
         for &(lane, round) in &lanes {
             let link = self.link_mut(shard);
             for &segment in &here {
@@ -305,7 +325,7 @@ impl<P: Clone> ClientCore<P> {
         }
         //= protocol.md P7
         let flows: Vec<(Lane, SegmentId)> =
-            self.flows.iter().filter(|(_, flow)| flow.shard == Some(shard)).map(|(&key, _)| key).collect();
+            self.flows.iter().filter(|(_, flow)| flow.shard == Some(shard)).map(|(key, _)| key).collect();
         for (lane, segment) in flows {
             self.restart(lane, segment, Some(id));
         }
@@ -323,7 +343,7 @@ impl<P: Clone> ClientCore<P> {
     }
 
     pub(super) fn lost(&mut self, id: LinkId) {
-        let Some(shard) = self.shards.remove(&id) else { return };
+        let Some(shard) = self.shards.remove(id) else { return };
         let link = self.link_mut(shard);
         if link.id() != Some(id) {
             return;
@@ -334,7 +354,7 @@ impl<P: Clone> ClientCore<P> {
         link.cancels.clear();
         let queued = core::mem::take(&mut link.pieces);
         let flows: Vec<(Lane, SegmentId)> =
-            self.flows.iter().filter(|(_, flow)| flow.shard == Some(shard)).map(|(&key, _)| key).collect();
+            self.flows.iter().filter(|(_, flow)| flow.shard == Some(shard)).map(|(key, _)| key).collect();
         for (lane, segment) in flows {
             let owed = self.disconnected(lane, segment);
             self.link_mut(shard).owed |= owed;

@@ -21,6 +21,7 @@ use crate::id::{JobId, Lane, LinkId, SegmentId, ShardId};
 use crate::key::{Key, KeyRange};
 use crate::limits::Limits;
 use crate::map::ClusterMap;
+use crate::slab::Slab;
 use crate::table::Aggregation;
 use crate::time::{Nanos, Round, Stamp};
 use crate::view::{Member, View};
@@ -29,8 +30,8 @@ use crate::wire::{self, Extension, Header, Kind, Refusal};
 use flow::Flow;
 use link::ClientLink;
 pub use link::Grant;
-use tasks::Tasks;
-pub use types::{Counters, Input, IssueError, Output, Pull, Push, SendBody, TaskError, TaskId};
+use tasks::{OpenRounds, Tasks};
+pub use types::{Counters, Frame, Input, IssueError, Output, Pull, Push, SendBody, TaskError, TaskId};
 
 #[derive(Debug)]
 struct LaneState {
@@ -39,9 +40,8 @@ struct LaneState {
     stamp: Stamp,
     round: Round,
     /// Segments pushed to in this round.
-    pushed: BTreeSet<SegmentId>,
-    /// Open tasks by their round.
-    open: BTreeMap<Round, u32>,
+    pushed: Vec<SegmentId>,
+    open: OpenRounds,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,8 @@ struct Task {
     /// Pieces that are not done: segments of a push, frames of a pull.
     left: u32,
     bytes: u64,
+    /// Nobody will ask how it ended.
+    released: bool,
 }
 
 /// A piece of a pull: one frame's worth of keys in one segment.
@@ -73,16 +75,17 @@ pub struct ClientCore<P> {
     limits: Limits,
     map: ClusterMap,
     view: View,
-    lanes: BTreeMap<Lane, LaneState>,
-    flows: BTreeMap<(Lane, SegmentId), Flow<P>>,
+    lanes: Slab<Lane, LaneState>,
+    flows: Slab<(Lane, SegmentId), Flow<P>>,
     pieces: BTreeMap<PieceId, Piece>,
     /// Pieces that wait for one of this client's own lanes, by the rounds they need.
     early: BTreeSet<(Round, PieceId)>,
     tasks: Tasks,
-    links: BTreeMap<ShardId, ClientLink>,
-    shards: BTreeMap<LinkId, ShardId>,
+    links: Slab<ShardId, ClientLink>,
+    shards: Slab<LinkId, ShardId>,
     speakers: VecDeque<ShardId>,
     effects: VecDeque<Output<P>>,
+    frame: Frame<P>,
     unacknowledged_bytes: u64,
     /// Bytes that the lanes held pushed to aggregated tables, of rounds that one of them has not left.
     round_bytes: BTreeMap<(Round, ShardId, Lane), u64>,
@@ -112,15 +115,20 @@ impl<P: Clone> ClientCore<P> {
             limits,
             map: ClusterMap::default(),
             view: View::default(),
-            lanes: BTreeMap::new(),
-            flows: BTreeMap::new(),
+            lanes: Slab::default(),
+            flows: Slab::default(),
             pieces: BTreeMap::new(),
             early: BTreeSet::new(),
             tasks: Tasks::new(limits.tasks_max),
-            links: BTreeMap::new(),
-            shards: BTreeMap::new(),
+            links: Slab::default(),
+            shards: Slab::default(),
             speakers: VecDeque::new(),
             effects: VecDeque::new(),
+            frame: Frame {
+                header: Header::of(Kind::Push, job),
+                extension: Extension::default(),
+                body: SendBody::Empty,
+            },
             unacknowledged_bytes: 0,
             round_bytes: BTreeMap::new(),
             retries: BTreeSet::new(),
@@ -164,7 +172,7 @@ impl<P: Clone> ClientCore<P> {
 
     /// The lanes held, ascending.
     pub fn lanes(&self) -> impl Iterator<Item = Lane> + '_ {
-        self.lanes.keys().copied()
+        self.lanes.keys()
     }
 
     /// The lanes held, ascending, as the view names them.
@@ -175,7 +183,7 @@ impl<P: Clone> ClientCore<P> {
     /// The round of a lane held.
     #[must_use]
     pub fn round(&self, lane: Lane) -> Option<Round> {
-        self.lanes.get(&lane).map(|state| state.round)
+        self.lanes.get(lane).map(|state| state.round)
     }
 
     /// Tasks that have not ended.
@@ -192,14 +200,12 @@ impl<P: Clone> ClientCore<P> {
 
     /// Per lane, the rounds whose tasks have all ended: what the scheduler is told (protocol.md N4).
     pub fn acknowledged(&self) -> impl Iterator<Item = (Lane, Round)> + '_ {
-        let oldest =
-            |state: &LaneState| state.open.keys().next().copied().unwrap_or(state.round).min(state.round);
-        self.lanes.iter().map(move |(&lane, state)| (lane, oldest(state)))
+        self.lanes.iter().map(|(lane, state)| (lane, state.open.oldest().unwrap_or(state.round)))
     }
 
     /// Shards whose connection is not up although something waits for it, for messages to the operator.
     pub fn unreachable(&self) -> impl Iterator<Item = ShardId> + '_ {
-        self.links.iter().filter(|(_, link)| link.id().is_none() && link.wanted()).map(|(&shard, _)| shard)
+        self.links.iter().filter(|(_, link)| link.id().is_none() && link.wanted()).map(|(shard, _)| shard)
     }
 
     /// Shards that owe an answer: to a push that was sent, or a pull. For messages to the operator.
@@ -219,7 +225,7 @@ impl<P: Clone> ClientCore<P> {
     pub fn waits_for_own_rounds(&self) -> bool {
         let lowest = self.lowest_round();
         let early = |piece: &Piece| piece.rounds_needed > lowest;
-        let own = |flow: &Flow<P>, lane: &Lane, segment: &SegmentId| {
+        let own = |flow: &Flow<P>, lane: Lane, segment: SegmentId| {
             let spec = self.map.tables.get(&segment.table());
             let round = self.lanes.get(lane).map_or(0, |state| state.round);
             spec.is_some_and(|spec| spec.aggregation == Aggregation::Round)
@@ -237,10 +243,10 @@ impl<P: Clone> ClientCore<P> {
     #[must_use]
     pub fn describe(&self) -> String {
         let mut text = format!("view {}, {} tasks", self.view.number, self.tasks.len());
-        for (lane, state) in &self.lanes {
+        for (lane, state) in self.lanes.iter() {
             text += &format!("\n  {lane} round {} open {:?}", state.round, state.open);
         }
-        for ((lane, segment), flow) in &self.flows {
+        for ((lane, segment), flow) in self.flows.iter() {
             if let Some(waits) = flow.describe() {
                 text += &format!("\n  push of {lane} to {segment:?}: {waits}");
             }
@@ -252,7 +258,7 @@ impl<P: Clone> ClientCore<P> {
                 piece.segment
             );
         }
-        for (shard, link) in &self.links {
+        for (shard, link) in self.links.iter() {
             text += &format!("\n  {shard:?}: {}", link.describe());
         }
         text
@@ -273,11 +279,11 @@ impl<P: Clone> ClientCore<P> {
                 self.credit(link, &extension);
                 self.control_frame(link, &header, body);
             }
-            Input::Sent { link } => {
-                if let Some(&shard) = self.shards.get(&link) {
+            Input::Sent { link, count } => {
+                if let Some(&shard) = self.shards.get(link) {
                     let view = self.view.number;
                     let link = self.link_mut(shard);
-                    link.sent();
+                    link.sent(count);
                     if link.may_have_more(view) {
                         self.enlist(shard);
                     }
@@ -303,13 +309,13 @@ impl<P: Clone> ClientCore<P> {
     }
 
     fn run(&mut self, member: Member) {
-        if self.lanes.get(&member.lane).is_some_and(|held| held.member.incarnation >= member.incarnation) {
+        if self.lanes.get(member.lane).is_some_and(|held| held.member.incarnation >= member.incarnation) {
             return;
         }
         self.drop_lane(member.lane);
         let stamp = member.incarnation.floor();
         let round = member.first_round;
-        let state = LaneState { member, stamp, round, pushed: BTreeSet::new(), open: BTreeMap::new() };
+        let state = LaneState { member, stamp, round, pushed: Vec::new(), open: OpenRounds::default() };
         self.lanes.insert(member.lane, state);
         // A lane that begins in the middle has closed what came before; every shard must hear that this owner is known.
         let rows: Vec<_> = self.map.rows.values().copied().collect();
@@ -336,20 +342,20 @@ impl<P: Clone> ClientCore<P> {
             self.fence(lane);
         }
         //= protocol.md T7
-        let shards: Vec<ShardId> = self.links.keys().copied().collect();
+        let shards: Vec<ShardId> = self.links.keys().collect();
         for shard in shards {
             self.enlist(shard);
         }
     }
 
     fn fence(&mut self, lane: Lane) {
-        let Some(incarnation) = self.lanes.get(&lane).map(|held| held.member.incarnation) else { return };
+        let Some(incarnation) = self.lanes.get(lane).map(|held| held.member.incarnation) else { return };
         self.drop_lane(lane);
         self.effects.push_back(Output::Fenced { lane, incarnation });
     }
 
     fn drop_lane(&mut self, lane: Lane) {
-        if self.lanes.remove(&lane).is_none() {
+        if self.lanes.remove(lane).is_none() {
             return;
         }
         // Whoever takes it over pushes the round again.
@@ -363,7 +369,12 @@ impl<P: Clone> ClientCore<P> {
             self.complete(task, Err(TaskError::Fenced(lane)));
         }
         self.tasks.forget_lane(lane);
-        self.flows.retain(|&(of, _), _| of != lane);
+        let segments: Vec<SegmentId> =
+            self.flows.keys().filter(|(of, _)| *of == lane).map(|(_, segment)| segment).collect();
+        for segment in segments {
+            self.unqueue(lane, segment);
+            self.flows.remove((lane, segment));
+        }
         self.retries.retain(|(_, retry)| !matches!(retry, Retry::Flow(of, _) if *of == lane));
         for link in self.links.values_mut() {
             link.forget_lane(lane);
@@ -373,29 +384,29 @@ impl<P: Clone> ClientCore<P> {
 
     /// Ends a task.
     fn complete(&mut self, task: TaskId, outcome: Result<(), TaskError>) {
-        let Some(ended) = self.tasks.remove(task) else { return };
-        self.unacknowledged_bytes -= ended.bytes;
-        if let Some(state) = self.lanes.get_mut(&task.lane)
-            && let Some(count) = state.open.get_mut(&ended.round)
-        {
-            *count -= 1;
-            if *count == 0 {
-                state.open.remove(&ended.round);
-            }
+        if let Some(ended) = self.tasks.remove(task) {
+            self.ended(task, ended, outcome);
         }
-        self.effects.push_back(Output::Complete { task, outcome });
     }
 
     fn piece_done(&mut self, task: TaskId) {
-        let Some(state) = self.tasks.get_mut(task) else { return };
-        state.left -= 1;
-        if state.left == 0 {
-            self.complete(task, Ok(()));
+        if let Some(ended) = self.tasks.piece_done(task) {
+            self.ended(task, ended, Ok(()));
+        }
+    }
+
+    fn ended(&mut self, id: TaskId, task: Task, outcome: Result<(), TaskError>) {
+        self.unacknowledged_bytes -= task.bytes;
+        if let Some(state) = self.lanes.get_mut(id.lane) {
+            state.open.end(task.round);
+        }
+        if !task.released {
+            self.effects.push_back(Output::Complete { task: id, outcome });
         }
     }
 
     fn control_frame(&mut self, link: LinkId, header: &Header, body: &[u8]) {
-        let Some(&shard) = self.shards.get(&link) else { return };
+        let Some(&shard) = self.shards.get(link) else { return };
         // An answer with a range is a pull's, one without a push's.
         let piece = (!header.range.is_empty())
             .then_some((TaskId { lane: header.lane, stamp: header.stamp }, header.range.start));
@@ -442,7 +453,7 @@ impl<P: Clone> ClientCore<P> {
             }
             Kind::Fenced => {
                 let incarnation = header.stamp.incarnation();
-                if self.lanes.get(&header.lane).is_some_and(|held| held.member.incarnation == incarnation) {
+                if self.lanes.get(header.lane).is_some_and(|held| held.member.incarnation == incarnation) {
                     self.fence(header.lane);
                 }
             }
@@ -481,7 +492,7 @@ impl<P: Clone> ClientCore<P> {
     }
 
     fn credit(&mut self, link: LinkId, extension: &Extension) {
-        if let (Some(credit), Some(&shard)) = (extension.credit, self.shards.get(&link)) {
+        if let (Some(credit), Some(&shard)) = (extension.credit, self.shards.get(link)) {
             self.link_mut(shard).credit(credit);
             self.enlist(shard);
         }
@@ -519,7 +530,7 @@ impl<P: Clone> ClientCore<P> {
 
     fn link_mut(&mut self, shard: ShardId) -> &mut ClientLink {
         let limits = &self.limits;
-        self.links.entry(shard).or_insert_with(|| ClientLink::new(limits))
+        self.links.get_or_insert_with(shard, || ClientLink::new(limits))
     }
 
     fn enlist(&mut self, shard: ShardId) {

@@ -45,7 +45,7 @@ impl<P: Clone> ClientCore<P> {
         let early: Vec<(PieceId, LinkId)> =
             self.pieces.iter().filter_map(|(&id, piece)| Some((id, sent(piece)?))).collect();
         for (id, link) in early {
-            if let Some(&shard) = self.shards.get(&link) {
+            if let Some(&shard) = self.shards.get(link) {
                 self.recall(shard, id);
             }
         }
@@ -65,7 +65,7 @@ impl<P: Clone> ClientCore<P> {
 
     /// A piece sent on `link` was answered, with values or without. Says whether it was one of ours.
     pub(super) fn answered(&mut self, id: PieceId, link: LinkId) -> bool {
-        let Some(&shard) = self.shards.get(&link) else { return false };
+        let Some(&shard) = self.shards.get(link) else { return false };
         let piece = self.pieces.get_mut(&id).filter(|piece| piece.sent_on == Some(link));
         let ours = piece.map(|piece| piece.sent_on = None).is_some();
         let link = self.link_mut(shard);
@@ -93,12 +93,12 @@ impl<P: Clone> ClientCore<P> {
     /// A piece is not wanted any more. What answers it is ignored when it comes; its credit comes back with it.
     pub(super) fn forget_piece(&mut self, id: PieceId) {
         let sent_on = self.pieces.get(&id).and_then(|piece| piece.sent_on);
-        if let Some(shard) = sent_on.and_then(|link| self.shards.get(&link)).copied() {
+        if let Some(shard) = sent_on.and_then(|link| self.shards.get(link)).copied() {
             self.recall(shard, id);
         }
         let Some(piece) = self.pieces.remove(&id) else { return };
         self.early.remove(&(piece.rounds_needed, id));
-        if let Some(shard) = piece.sent_on.and_then(|link| self.shards.get(&link)).copied() {
+        if let Some(shard) = piece.sent_on.and_then(|link| self.shards.get(link)).copied() {
             self.link_mut(shard).orphans += 1;
         }
     }

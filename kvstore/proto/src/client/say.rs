@@ -3,16 +3,14 @@
 //! Source: protocol.md §12; T1, T7, P7, B1.
 
 use alloc::vec::Vec;
+use core::mem;
 
 use crate::id::{LinkId, SegmentId, ShardId};
 use crate::time::Stamp;
 use crate::wire::{self, Extension, Header, Kind, PullOptions};
 
 use super::link::Close;
-use super::{ClientCore, Output, PieceId, SendBody};
-
-/// A frame: its head, and what its body is made of.
-pub(super) type Said<P> = (Header, Extension, SendBody<P>);
+use super::{ClientCore, Frame, Output, PieceId, SendBody};
 
 impl<P: Clone> ClientCore<P> {
     /// Whether `poll_output` has an effect to tell, whatever may be sent.
@@ -20,6 +18,12 @@ impl<P: Clone> ClientCore<P> {
     #[inline]
     pub fn has_effects(&self) -> bool {
         !self.effects.is_empty()
+    }
+
+    /// The frame of the last [`Output::Send`], until the next `poll_output`.
+    #[inline]
+    pub const fn frame(&mut self) -> &mut Frame<P> {
+        &mut self.frame
     }
 
     /// The next thing to do. `Timeout` when there is none. Without `may_send` (the shell has no memory for another
@@ -32,91 +36,96 @@ impl<P: Clone> ClientCore<P> {
             let Some(shard) = may_send.then(|| self.speakers.pop_front()).flatten() else {
                 return Output::Timeout(self.retries.first().map(|&(at, _)| at));
             };
-            let number = self.view.number;
-            let Some(link) = self.links.get_mut(&shard) else { continue };
-            link.listed = false;
-            let Some(id) = link.id() else {
-                self.dial_if_wanted(shard);
-                continue;
-            };
-            if !link.has_room() {
-                continue;
-            }
-            let owes_word = link.owes_word(number);
-            let word = if owes_word { self.say_word(shard) } else { None };
-            if let Some((header, extension, body)) = word.or_else(|| self.say_data(shard, id)) {
-                if let Some(link) = self.links.get_mut(&shard) {
-                    link.take_room();
-                    if link.may_have_more(number) && !link.listed {
-                        link.listed = true;
-                        self.speakers.push_back(shard);
-                    }
-                }
-                return Output::Send { link: id, header, extension, body };
+            if let Some(link) = self.speak(shard) {
+                return Output::Send { link };
             }
         }
+    }
+
+    /// A connection's turn to say one frame. Says on which.
+    fn speak(&mut self, shard: ShardId) -> Option<LinkId> {
+        let number = self.view.number;
+        let link = self.links.get_mut(shard)?;
+        link.listed = false;
+        let Some(id) = link.id() else {
+            self.dial_if_wanted(shard);
+            return None;
+        };
+        if !link.has_room() {
+            return None;
+        }
+        let owes_word = link.owes_word(number);
+        if !(owes_word && self.say_word(shard) || self.say_data(shard, id)) {
+            return None;
+        }
+        let link = self.links.get_mut(shard)?;
+        link.take_room();
+        if link.may_have_more(number) && !link.listed {
+            link.listed = true;
+            self.speakers.push_back(shard);
+        }
+        Some(id)
     }
 
     /// A frame that others wait for: these come first.
-    fn say_word(&mut self, shard: ShardId) -> Option<Said<P>> {
+    fn say_word(&mut self, shard: ShardId) -> bool {
         self.say_view(shard)
-            .or_else(|| self.say_rows(shard))
-            .or_else(|| self.say_resume(shard))
-            .or_else(|| self.say_close(shard))
-            .or_else(|| self.say_cancel(shard))
+            || self.say_rows(shard)
+            || self.say_resume(shard)
+            || self.say_close(shard)
+            || self.say_cancel(shard)
     }
 
     /// A push's frame or a pull, in turn.
-    fn say_data(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
-        let link = self.links.get_mut(&shard)?;
+    fn say_data(&mut self, shard: ShardId, id: LinkId) -> bool {
+        let Some(link) = self.links.get_mut(shard) else { return false };
         let (pushes, pulls) = (link.has_flows(), !link.pieces.is_empty());
-        if core::mem::take(&mut link.pushed_last)
-            && pulls
-            && let Some(said) = self.say_pull(shard, id)
-        {
-            return Some(said);
+        if mem::take(&mut link.pushed_last) && pulls && self.say_pull(shard, id) {
+            return true;
         }
-        if pushes && let Some(said) = self.say_push(shard) {
+        if pushes && self.say_push(shard) {
             self.link_mut(shard).pushed_last = true;
-            return Some(said);
+            return true;
         }
-        if pulls { self.say_pull(shard, id) } else { None }
+        pulls && self.say_pull(shard, id)
     }
 
-    fn controlled(&self, header: Header) -> Said<P> {
+    /// Says what `control` holds.
+    fn say_controlled(&mut self, header: Header) -> bool {
         let value_bytes = u32::try_from(self.control.len()).unwrap_or(u32::MAX);
         let body = if value_bytes == 0 { SendBody::Empty } else { SendBody::Control };
-        (Header { value_bytes, ..header }, Extension::default(), body)
+        self.frame =
+            Frame { header: Header { value_bytes, ..header }, extension: Extension::default(), body };
+        true
     }
 
     //= protocol.md T7
-    fn say_view(&mut self, shard: ShardId) -> Option<Said<P>> {
+    fn say_view(&mut self, shard: ShardId) -> bool {
         let number = self.view.number;
         let link = self.link_mut(shard);
         if link.view_sent >= number {
-            return None;
+            return false;
         }
         link.view_sent = number;
         self.control.clear();
         self.view.encode(&mut self.control);
-        Some(self.controlled(Header { round: number, ..Header::of(Kind::ViewUpdate, self.job) }))
+        self.say_controlled(Header { round: number, ..Header::of(Kind::ViewUpdate, self.job) })
     }
 
-    fn say_rows(&mut self, shard: ShardId) -> Option<Said<P>> {
-        let link = self.link_mut(shard);
-        let segment = link.rows_due.pop_first()?;
+    fn say_rows(&mut self, shard: ShardId) -> bool {
+        let Some(segment) = self.link_mut(shard).rows_due.pop_first() else { return false };
         self.control.clear();
         if let Some(row) = self.map.rows.get(&segment) {
             wire::put_row(&mut self.control, row, self.map.epoch);
         }
-        Some(self.controlled(Header { segment, ..Header::of(Kind::MapDelta, self.job) }))
+        self.say_controlled(Header { segment, ..Header::of(Kind::MapDelta, self.job) })
     }
 
     //= protocol.md P7
-    fn say_resume(&mut self, shard: ShardId) -> Option<Said<P>> {
+    fn say_resume(&mut self, shard: ShardId) -> bool {
         let room = (self.limits.frame_bytes_max as usize / 4).max(1);
         let link = self.link_mut(shard);
-        let lane = link.asks.first()?.0;
+        let Some(&(lane, _)) = link.asks.first() else { return false };
         let segments: Vec<SegmentId> = link
             .asks
             .iter()
@@ -129,25 +138,25 @@ impl<P: Clone> ClientCore<P> {
             self.link_mut(shard).asks.remove(&(lane, segment));
             self.control.extend_from_slice(&segment.0.to_le_bytes());
         }
-        let floor = self.lanes.get(&lane).map_or(Stamp(0), |state| state.member.incarnation.floor());
+        let floor = self.lanes.get(lane).map_or(Stamp(0), |state| state.member.incarnation.floor());
         let header = Header { lane, stamp: floor, previous: floor, ..Header::of(Kind::Resume, self.job) };
-        Some(self.controlled(header))
+        self.say_controlled(header)
     }
 
     //= protocol.md T1
-    fn say_close(&mut self, shard: ShardId) -> Option<Said<P>> {
+    fn say_close(&mut self, shard: ShardId) -> bool {
         let link = self.link_mut(shard);
         let due = link.closes.iter_mut().find(|(_, close)| close.due);
         link.closes_due = due.is_some();
-        let (&lane, close) = due?;
-        let Close { named, .. } = core::mem::take(close);
-        let state = self.lanes.get(&lane)?;
+        let Some((&lane, close)) = due else { return false };
+        let Close { named, .. } = mem::take(close);
+        let Some(state) = self.lanes.get(lane) else { return false };
         let floor = state.member.incarnation.floor();
         self.control.clear();
         for segment in named {
             // A segment that went elsewhere is named to its new owner.
             let Some(row) = self.map.rows.get(&segment).filter(|row| row.owner == shard) else { continue };
-            let last = self.flows.get(&(lane, segment)).map_or(floor, super::flow::Flow::closed);
+            let last = self.flows.get((lane, segment)).map_or(floor, super::flow::Flow::closed);
             wire::put_named(&mut self.control, (segment, row.assignment, last));
         }
         let header = Header {
@@ -157,54 +166,52 @@ impl<P: Clone> ClientCore<P> {
             previous: floor,
             ..Header::of(Kind::Closed, self.job)
         };
-        Some(self.controlled(header))
+        self.say_controlled(header)
     }
 
     //= protocol.md K5
-    fn say_cancel(&mut self, shard: ShardId) -> Option<Said<P>> {
-        let (task, segment, range) = self.link_mut(shard).cancels.pop_front()?;
+    fn say_cancel(&mut self, shard: ShardId) -> bool {
+        let Some((task, segment, range)) = self.link_mut(shard).cancels.pop_front() else { return false };
         let (lane, stamp) = (task.lane, task.stamp);
         let header =
             Header { lane, segment, stamp, range, previous: stamp, ..Header::of(Kind::Cancel, self.job) };
-        Some((header, Extension::default(), SendBody::Empty))
+        self.control.clear();
+        self.say_controlled(header)
     }
 
-    fn say_push(&mut self, shard: ShardId) -> Option<Said<P>> {
-        loop {
-            let link = self.links.get_mut(&shard)?;
-            let (lane, segment) = link.first_flow()?;
-            let flow = self.flows.get_mut(&(lane, segment));
-            let Some((flow, bytes)) = flow.and_then(|flow| {
-                let bytes = flow.next_frame_bytes(self.map.tables.get(&segment.table())?, &self.limits)?;
-                Some((flow, bytes))
-            }) else {
-                self.unqueue_first(shard);
+    fn say_push(&mut self, shard: ShardId) -> bool {
+        let Some(link) = self.links.get_mut(shard) else { return false };
+        while let Some(place) = link.first_flow() {
+            let Some(((lane, segment), flow)) = self.flows.at_mut(place) else {
+                link.pop_flow();
+                continue;
+            };
+            let Some(bytes) = flow.next_frame_bytes() else {
+                flow.queued = None;
+                link.pop_flow();
                 continue;
             };
             if !link.may_push(bytes) {
-                return None;
+                return false;
             }
-            let spec = self.map.tables.get(&segment.table())?;
-            let assignment = self.map.rows.get(&segment)?.assignment;
-            let header = Header { segment, assignment, lane, ..Header::of(Kind::Push, self.job) };
-            let said = flow.next_frame(bytes, spec, header, &mut self.counters)?;
+            let header = &mut self.frame.header;
+            (header.kind, header.job, header.segment, header.lane) = (Kind::Push, self.job, segment, lane);
+            flow.next_frame(bytes, &mut self.frame, &mut self.counters);
             link.pushed(bytes);
-            link.pop_flow();
-            flow.queued = None;
             // It comes again after the others, if it has more.
-            if let Some(round) = flow.next_round() {
-                self.sequence += 1;
-                flow.queued = Some((round, self.sequence));
-                link.queue_flow((round, self.sequence), lane, segment);
-            }
-            return Some(said);
+            let next = flow.next_round();
+            flow.queued = link.requeue_first(next, &mut self.sequence);
+            return true;
         }
+        false
     }
 
-    fn say_pull(&mut self, shard: ShardId, id: LinkId) -> Option<Said<P>> {
+    fn say_pull(&mut self, shard: ShardId, id: LinkId) -> bool {
         let closed = self.lowest_round();
         while self.link_mut(shard).may_pull() {
-            let piece_id: PieceId = self.link_mut(shard).pieces.pop_front()?;
+            let Some(piece_id): Option<PieceId> = self.link_mut(shard).pieces.pop_front() else {
+                return false;
+            };
             let Some(piece) = self.pieces.get_mut(&piece_id).filter(|piece| piece.sent_on.is_none()) else {
                 continue;
             };
@@ -234,10 +241,11 @@ impl<P: Clone> ClientCore<P> {
                 after: piece.own.map(|stamp| (task.lane, stamp)).into_iter().collect(),
                 ..Extension::default()
             };
+            self.frame = Frame { header, extension, body: SendBody::Empty };
             self.counters.pull_frames += 1;
             self.link_mut(shard).pulled();
-            return Some((header, extension, SendBody::Empty));
+            return true;
         }
-        None
+        false
     }
 }

@@ -10,7 +10,8 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use crate::id::Lane;
-use crate::time::Stamp;
+use crate::slab::Slab;
+use crate::time::{Round, Stamp};
 
 use super::{Task, TaskId};
 
@@ -23,10 +24,37 @@ struct Window {
     elders: BTreeMap<u64, Task>,
 }
 
+/// How many of a lane's tasks are open, by their rounds, ascending.
+#[derive(Default, Debug)]
+pub(super) struct OpenRounds(VecDeque<(Round, u32)>);
+
+impl OpenRounds {
+    /// A task of the lane's newest round begins.
+    pub(super) fn begin(&mut self, round: Round) {
+        match self.0.back_mut() {
+            Some((newest, count)) if *newest == round => *count += 1,
+            _ => self.0.push_back((round, 1)),
+        }
+    }
+
+    pub(super) fn end(&mut self, round: Round) {
+        let Some((_, count)) = self.0.iter_mut().find(|(of, _)| *of == round) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.0.retain(|(_, count)| *count > 0);
+        }
+    }
+
+    /// The oldest round with an open task.
+    pub(super) fn oldest(&self) -> Option<Round> {
+        self.0.front().map(|&(round, _)| round)
+    }
+}
+
 /// Open tasks, by lane and stamp.
 #[derive(Debug)]
 pub(super) struct Tasks {
-    lanes: BTreeMap<Lane, Window>,
+    lanes: Slab<Lane, Window>,
     count: usize,
     /// Slots of a window, at most.
     slots_max: usize,
@@ -55,8 +83,8 @@ impl Window {
 }
 
 impl Tasks {
-    pub(super) const fn new(tasks_max: u32) -> Self {
-        Self { lanes: BTreeMap::new(), count: 0, slots_max: 2 * tasks_max as usize }
+    pub(super) fn new(tasks_max: u32) -> Self {
+        Self { lanes: Slab::default(), count: 0, slots_max: 2 * tasks_max as usize }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -65,7 +93,7 @@ impl Tasks {
 
     /// A lane's newest task.
     pub(super) fn insert(&mut self, id: TaskId, task: Task) {
-        let window = self.lanes.entry(id.lane).or_default();
+        let window = self.lanes.get_or_insert_with(id.lane, Window::default);
         while !window.slots.is_empty()
             && (window.slots.len() >= self.slots_max
                 || window.first + window.slots.len() as u64 != id.stamp.0)
@@ -80,7 +108,7 @@ impl Tasks {
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<&Task> {
-        let window = self.lanes.get(&id.lane)?;
+        let window = self.lanes.get(id.lane)?;
         match id.stamp.0.checked_sub(window.first).and_then(|at| usize::try_from(at).ok()) {
             Some(at) => window.slots.get(at)?.as_ref(),
             None => window.elders.get(&id.stamp.0),
@@ -88,15 +116,35 @@ impl Tasks {
     }
 
     pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut Task> {
-        let window = self.lanes.get_mut(&id.lane)?;
+        let window = self.lanes.get_mut(id.lane)?;
         if id.stamp.0 < window.first {
             return window.elders.get_mut(&id.stamp.0);
         }
         window.slot(id.stamp)?.as_mut()
     }
 
+    /// A piece of a task is done. The task, if that was the last.
+    pub(super) fn piece_done(&mut self, id: TaskId) -> Option<Task> {
+        let window = self.lanes.get_mut(id.lane)?;
+        if id.stamp.0 >= window.first {
+            let slot = window.slot(id.stamp)?;
+            let task = slot.as_mut()?;
+            task.left -= 1;
+            if task.left > 0 {
+                return None;
+            }
+            let task = slot.take();
+            self.count -= 1;
+            window.trim();
+            return task;
+        }
+        let task = window.elders.get_mut(&id.stamp.0)?;
+        task.left -= 1;
+        if task.left > 0 { None } else { self.remove(id) }
+    }
+
     pub(super) fn remove(&mut self, id: TaskId) -> Option<Task> {
-        let window = self.lanes.get_mut(&id.lane)?;
+        let window = self.lanes.get_mut(id.lane)?;
         let removed = match window.slot(id.stamp) {
             Some(slot) => slot.take(),
             None => window.elders.remove(&id.stamp.0),
@@ -108,7 +156,7 @@ impl Tasks {
 
     /// A lane's open tasks, ascending.
     pub(super) fn of_lane(&self, lane: Lane) -> Vec<TaskId> {
-        let Some(window) = self.lanes.get(&lane) else { return Vec::new() };
+        let Some(window) = self.lanes.get(lane) else { return Vec::new() };
         let young = (window.first..).zip(&window.slots).filter(|(_, task)| task.is_some());
         let stamps = window.elders.keys().copied().chain(young.map(|(stamp, _)| stamp));
         stamps.map(|stamp| TaskId { lane, stamp: Stamp(stamp) }).collect()
@@ -117,7 +165,7 @@ impl Tasks {
     /// A lane whose tasks have all ended is not held any more.
     pub(super) fn forget_lane(&mut self, lane: Lane) {
         debug_assert!(self.of_lane(lane).is_empty(), "{lane} still has open tasks");
-        self.lanes.remove(&lane);
+        self.lanes.remove(lane);
     }
 }
 
@@ -140,7 +188,7 @@ mod tests {
                         // A new incarnation's stamps begin elsewhere.
                         next[lane as usize] += if pick == 0 { 1000 } else { 1 };
                         let id = of(next[lane as usize]);
-                        tasks.insert(id, Task { round: 0, left: 1, bytes: id.stamp.0 });
+                        tasks.insert(id, Task { round: 0, left: 1, bytes: id.stamp.0, released: false });
                         oracle.insert(id, id.stamp.0);
                     }
                     1 => {

@@ -143,10 +143,12 @@ pub enum Input<'a, P> {
         /// Its body.
         body: &'a [u8],
     },
-    /// A send has completed.
+    /// Sends have completed.
     Sent {
         /// On which connection.
         link: LinkId,
+        /// How many.
+        count: u16,
     },
     /// The manager's map.
     Map(ClusterMap),
@@ -166,16 +168,11 @@ pub enum Output<P> {
         /// To which.
         shard: ShardId,
     },
-    /// Send a frame. One send of the connection's room is used until `Input::Sent`.
+    /// Send the frame in [`ClientCore::frame`](super::ClientCore::frame). One send of the connection's room is used until
+    /// `Input::Sent`.
     Send {
         /// On which connection.
         link: LinkId,
-        /// Its head.
-        header: Header,
-        /// What the head carries besides.
-        extension: Extension,
-        /// Its body.
-        body: SendBody<P>,
     },
     /// Values have arrived for a task: of `range`, in `payload`.
     Deliver {
@@ -186,7 +183,7 @@ pub enum Output<P> {
         /// Their values.
         payload: P,
     },
-    /// A task has ended. Exactly once per task.
+    /// A task has ended. Once per task, but of a push that was [released](super::ClientCore::release).
     Complete {
         /// Which.
         task: TaskId,
@@ -211,10 +208,22 @@ pub enum Output<P> {
     Timeout(Option<Nanos>),
 }
 
+/// What a client sends. Built in place, as it is too large to be handed on for every push.
+#[derive(Debug)]
+pub struct Frame<P> {
+    /// Its head.
+    pub header: Header,
+    /// What the head carries besides.
+    pub extension: Extension,
+    /// Its body. The shell takes it out.
+    pub body: SendBody<P>,
+}
+
 /// The body of a frame that a client sends.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub enum SendBody<P> {
     /// None.
+    #[default]
     Empty,
     /// The bytes in [`ClientCore::control`](super::ClientCore::control), valid until the next `poll_output`.
     Control,

@@ -22,7 +22,7 @@ impl<P> ServerCore<P> {
             segment.next_round = image.next_round;
             for &(lane, clock) in &image.clocks {
                 segment.adopt(lane, clock.lowest().incarnation());
-                if let Some(state) = segment.lanes.get_mut(&lane) {
+                if let Some(state) = segment.lanes.get_mut(lane) {
                     (state.applied, state.received) = (clock, clock);
                 }
             }
@@ -32,7 +32,7 @@ impl<P> ServerCore<P> {
         self.map.adopt_row(row);
         //= protocol.md T1
         // What a shard knows of closes is soft: lanes that hear of the new owner close with every segment named.
-        for (&id, link) in &mut self.links {
+        for (id, link) in self.links.iter_mut() {
             link.owe_row(row.segment);
             enlist(&mut self.speakers, id, link);
         }
@@ -46,10 +46,10 @@ impl<P> ServerCore<P> {
     /// Ceases to own a segment; the shell takes its values away. Its pulls are sent elsewhere.
     pub fn release(&mut self, row: Row) -> Option<SegmentImage> {
         self.map.adopt_row(row);
-        let mut segment = self.segments.remove(&row.segment)?;
+        let mut segment = self.segments.remove(row.segment)?;
         let image = SegmentImage {
             segment: row.segment,
-            clocks: segment.lanes.iter().map(|(&lane, state)| (lane, state.applied)).collect(),
+            clocks: segment.lanes.iter().map(|(lane, state)| (lane, state.applied)).collect(),
             next_round: segment.next_round,
         };
         //= protocol.md G5
@@ -57,13 +57,13 @@ impl<P> ServerCore<P> {
             self.turn_away(&pull);
         }
         for contribution in segment.open.drain(..).flatten() {
-            if let Some(link) = self.links.get_mut(&contribution.link) {
+            if let Some(link) = self.links.get_mut(contribution.link) {
                 link.release(contribution.credit);
             }
         }
-        let ids: Vec<LinkId> = self.links.keys().copied().collect();
+        let ids: Vec<LinkId> = self.links.keys().collect();
         for id in ids {
-            let Some(link) = self.links.get_mut(&id) else { continue };
+            let Some(link) = self.links.get_mut(id) else { continue };
             // Everybody must close its rounds at the new owner, also who has nothing under way here.
             link.owe_row(row.segment);
             enlist(&mut self.speakers, id, link);

@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::id::{Assignment, JobId, Lane, LinkId, SegmentId, ShardId, TableId};
 use crate::limits::Limits;
 use crate::map::{ClusterMap, Row};
+use crate::slab::Slab;
 use crate::table::TableSpec;
 use crate::time::{Nanos, Stamp};
 use crate::view::View;
@@ -28,7 +29,7 @@ use crate::wire::{Extension, Header, Kind, Refusal};
 
 use link::ServerLink;
 use segment::{ParkedPull, Segment};
-pub use types::{Counters, Input, Output, SegmentImage, SendBody};
+pub use types::{Counters, Frame, Input, Output, SegmentImage, SendBody};
 
 /// A shard's core.
 #[derive(Debug)]
@@ -38,15 +39,16 @@ pub struct ServerCore<P> {
     limits: Limits,
     map: ClusterMap,
     view: View,
-    segments: BTreeMap<SegmentId, Segment<P>>,
+    segments: Slab<SegmentId, Segment<P>>,
     /// Segments that should be here and have no memory.
     declined: BTreeSet<SegmentId>,
-    links: BTreeMap<LinkId, ServerLink>,
+    links: Slab<LinkId, ServerLink>,
     /// Connections with something to say and room to say it.
     speakers: VecDeque<LinkId>,
     /// Connections whose reply waits for one of the shard's reply slices.
     waiters: VecDeque<LinkId>,
     effects: VecDeque<Output<P>>,
+    frame: Frame,
     replies_in_flight: u16,
     /// The earliest time at which a parked pull may expire; late is harmless, never early.
     expiry: Option<Nanos>,
@@ -66,12 +68,17 @@ impl<P> ServerCore<P> {
             limits,
             map: ClusterMap::default(),
             view: View::default(),
-            segments: BTreeMap::new(),
+            segments: Slab::default(),
             declined: BTreeSet::new(),
-            links: BTreeMap::new(),
+            links: Slab::default(),
             speakers: VecDeque::new(),
             waiters: VecDeque::new(),
             effects: VecDeque::new(),
+            frame: Frame {
+                header: Header::of(Kind::Ack, job),
+                extension: Extension::default(),
+                body: SendBody::Empty,
+            },
             replies_in_flight: 0,
             expiry: None,
             control: Vec::new(),
@@ -101,13 +108,13 @@ impl<P> ServerCore<P> {
 
     /// The segments owned here.
     pub fn owned(&self) -> impl Iterator<Item = SegmentId> + '_ {
-        self.segments.keys().copied()
+        self.segments.keys()
     }
 
     /// The clock of what is applied: its lowest stamp and how many intervals it has.
     #[must_use]
     pub fn applied(&self, segment: SegmentId, lane: Lane) -> Option<Clock> {
-        self.segments.get(&segment)?.lanes.get(&lane).map(|state| state.applied)
+        self.segments.get(segment)?.lanes.get(lane).map(|state| state.applied)
     }
 
     /// What every segment waits for, a line each, for a report of a stall.
@@ -118,7 +125,7 @@ impl<P> ServerCore<P> {
             text += &format!("\n  {:?} {:?} {:?}: ", segment.id, segment.assignment, segment.range);
             text += &segment.describe(&self.view);
         }
-        for (id, link) in &self.links {
+        for (id, link) in self.links.iter() {
             text += &format!("\n  {id:?}: {}", link.describe());
         }
         text
@@ -159,7 +166,7 @@ impl<P> ServerCore<P> {
             Input::Push { link, .. } | Input::Control { link, .. } => {
                 self.violation(link, "a frame of another job");
             }
-            Input::Sent { link, reply } => self.sent(link, reply),
+            Input::Sent { link, reply, count } => self.sent(link, reply, count),
             Input::Map(map) => self.map.adopt(&map),
             Input::View(view) => self.adopt_view(view),
             Input::Tick => {}
@@ -173,7 +180,7 @@ impl<P> ServerCore<P> {
             Kind::Closed => self.closed(id, header, body),
             Kind::ViewUpdate => match View::decode(header.round, body) {
                 Some(view) if view.members.len() <= self.limits.lanes_max as usize => {
-                    if let Some(link) = self.links.get_mut(&id) {
+                    if let Some(link) = self.links.get_mut(id) {
                         link.view_seen = link.view_seen.max(view.number);
                     }
                     self.adopt_view(view);
@@ -186,9 +193,7 @@ impl<P> ServerCore<P> {
                 Ok(rows) => {
                     for (row, _) in rows {
                         // Routing knowledge only: ownership begins with `accept`, never with a worker's word.
-                        if !self.segments.contains_key(&row.segment)
-                            && self.map.rows.contains_key(&row.segment)
-                        {
+                        if !self.segments.contains(row.segment) && self.map.rows.contains_key(&row.segment) {
                             self.map.adopt_row(row);
                         }
                     }
@@ -205,9 +210,9 @@ impl<P> ServerCore<P> {
         }
         //= protocol.md T7
         self.view = view;
-        let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
+        let ids: Vec<SegmentId> = self.segments.keys().collect();
         for id in ids {
-            if let Some(segment) = self.segments.get_mut(&id) {
+            if let Some(segment) = self.segments.get_mut(id) {
                 segment.recount();
             }
             self.advance(id);
@@ -216,7 +221,7 @@ impl<P> ServerCore<P> {
 
     /// What a moved clock, close or view sets free on a segment: rounds, then pulls.
     fn advance(&mut self, id: SegmentId) {
-        let Some(segment) = self.segments.get_mut(&id) else { return };
+        let Some(segment) = self.segments.get_mut(id) else { return };
         while self.view.number > 0 {
             let Some((round, contributions)) = segment.complete_round(&self.view) else { break };
             self.counters.rounds += 1;
@@ -225,7 +230,7 @@ impl<P> ServerCore<P> {
             };
             for contribution in contributions {
                 owe_ack(segment, &mut self.links, &mut self.speakers, contribution.lane);
-                if let Some(link) = self.links.get_mut(&contribution.link) {
+                if let Some(link) = self.links.get_mut(contribution.link) {
                     link.release(contribution.credit);
                     if link.credit_due(self.limits.push_bytes_per_link) {
                         enlist(&mut self.speakers, contribution.link, link);
@@ -256,7 +261,7 @@ impl<P> ServerCore<P> {
             // An answer with an empty range is a push's.
             return self.violation(id, "a pull of nothing");
         }
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(id) else { return };
         if link.pulls_held >= self.limits.pulls_per_link {
             return self.violation(id, "more pulls than were granted");
         }
@@ -269,7 +274,7 @@ impl<P> ServerCore<P> {
             after: extension.after.clone(),
             expires: self.now.after(u64::from(options.patience_ms) * 1_000_000),
         };
-        let Some(segment) = self.segments.get_mut(&header.segment) else { return self.turn_away(&pull) };
+        let Some(segment) = self.segments.get_mut(header.segment) else { return self.turn_away(&pull) };
         let bytes = header.range.len().saturating_mul(u64::from(segment.value_bytes));
         if !segment.range.covers(header.range) || bytes > u64::from(self.limits.frame_bytes_max) {
             return self.refuse_pull(&pull, Kind::Refused, Some(Refusal::Shape));
@@ -287,7 +292,7 @@ impl<P> ServerCore<P> {
     //= protocol.md K5
     /// Gives a parked pull back to its sender. One that is admitted is answered anyway.
     fn cancel(&mut self, id: LinkId, header: &Header) {
-        let Some(segment) = self.segments.get_mut(&header.segment) else { return };
+        let Some(segment) = self.segments.get_mut(header.segment) else { return };
         let same = |pull: &ParkedPull| {
             let (held, named) = (&pull.header, header);
             pull.link == id && (held.lane, held.stamp, held.range) == (named.lane, named.stamp, named.range)
@@ -304,7 +309,7 @@ impl<P> ServerCore<P> {
     }
 
     fn refuse_pull(&mut self, pull: &ParkedPull, kind: Kind, refusal: Option<Refusal>) {
-        let Some(link) = self.links.get_mut(&pull.link) else { return };
+        let Some(link) = self.links.get_mut(pull.link) else { return };
         match kind {
             Kind::Busy => self.counters.busy += 1,
             Kind::Refused => self.counters.violations += 1,
@@ -343,17 +348,15 @@ impl<P> ServerCore<P> {
         // A lane that was away when a segment went closes here still; its new owner waits for that.
         for (segment, (assignment, _)) in &named {
             let gone = self.map.rows.get(segment).is_some_and(|row| row.assignment > *assignment);
-            if let (true, Some(link)) =
-                (gone && !self.segments.contains_key(segment), self.links.get_mut(&id))
-            {
+            if let (true, Some(link)) = (gone && !self.segments.contains(*segment), self.links.get_mut(id)) {
                 link.owe_row(*segment);
                 enlist(&mut self.speakers, id, link);
             }
         }
-        let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
+        let ids: Vec<SegmentId> = self.segments.keys().collect();
         for segment_id in ids {
             self.adopt_lane(segment_id, header.lane, incarnation);
-            let Some(segment) = self.segments.get_mut(&segment_id) else { continue };
+            let Some(segment) = self.segments.get_mut(segment_id) else { continue };
             segment.close(&self.view, header.lane, header.round, named.get(&segment_id).copied());
             self.advance(segment_id);
         }
@@ -373,15 +376,15 @@ impl<P> ServerCore<P> {
         // A former holder of the lane is told nothing that it could take for an acknowledgement of its own.
         for &segment_id in asked.iter().filter(|_| current) {
             self.adopt_lane(segment_id, header.lane, incarnation);
-            let Some(segment) = self.segments.get_mut(&segment_id) else { continue };
-            if let Some(state) = segment.lanes.get_mut(&header.lane) {
+            let Some(segment) = self.segments.get_mut(segment_id) else { continue };
+            if let Some(state) = segment.lanes.get_mut(header.lane) {
                 state.heard_on(id);
                 state.gap_told = None;
             }
             // What became stable while the lane had no connection was acknowledged to nobody.
             owe_ack(segment, &mut self.links, &mut self.speakers, header.lane);
         }
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(id) else { return };
         if !current && link.view_seen > 0 {
             self.counters.fenced += 1;
             link.answer_push(Kind::Fenced, None, header, header.stamp);
@@ -391,14 +394,15 @@ impl<P> ServerCore<P> {
         enlist(&mut self.speakers, id, link);
     }
 
-    fn sent(&mut self, id: LinkId, reply: bool) {
-        if reply {
+    fn sent(&mut self, id: LinkId, reply: bool, count: u16) {
+        let replies = if reply { count } else { 0 };
+        for _ in 0..replies {
             self.replies_in_flight -= 1;
             self.wake_waiter();
         }
-        if let Some(link) = self.links.get_mut(&id) {
-            link.room += 1;
-            if reply {
+        if let Some(link) = self.links.get_mut(id) {
+            link.room += count;
+            for _ in 0..replies {
                 link.reply_ended();
             }
             enlist(&mut self.speakers, id, link);
@@ -408,7 +412,7 @@ impl<P> ServerCore<P> {
     /// A free reply slice goes to whoever has waited longest for one. Whether there is anybody.
     fn wake_waiter(&mut self) -> bool {
         while let Some(waiter) = self.waiters.pop_front() {
-            if let Some(link) = self.links.get_mut(&waiter) {
+            if let Some(link) = self.links.get_mut(waiter) {
                 link.waits = false;
                 enlist(&mut self.speakers, waiter, link);
                 return true;
@@ -418,7 +422,7 @@ impl<P> ServerCore<P> {
     }
 
     fn lose(&mut self, id: LinkId) {
-        let Some(_) = self.links.remove(&id) else { return };
+        let Some(_) = self.links.remove(id) else { return };
         for segment in self.segments.values_mut() {
             drop(segment.unpark(|pull| pull.link == id));
             for state in segment.lanes.values_mut() {
@@ -463,8 +467,8 @@ fn enlist(speakers: &mut VecDeque<LinkId>, id: LinkId, link: &mut ServerLink) {
 }
 
 /// An admitted pull waits for a reply slice of its connection.
-fn ready(links: &mut BTreeMap<LinkId, ServerLink>, speakers: &mut VecDeque<LinkId>, pull: ParkedPull) {
-    if let Some(link) = links.get_mut(&pull.link) {
+fn ready(links: &mut Slab<LinkId, ServerLink>, speakers: &mut VecDeque<LinkId>, pull: ParkedPull) {
+    if let Some(link) = links.get_mut(pull.link) {
         let id = pull.link;
         link.ready.push_back(pull);
         enlist(speakers, id, link);
@@ -474,12 +478,12 @@ fn ready(links: &mut BTreeMap<LinkId, ServerLink>, speakers: &mut VecDeque<LinkI
 /// The lane's clock on the segment is to be acknowledged, once, whatever it is by then.
 fn owe_ack<P>(
     segment: &mut Segment<P>,
-    links: &mut BTreeMap<LinkId, ServerLink>,
+    links: &mut Slab<LinkId, ServerLink>,
     speakers: &mut VecDeque<LinkId>,
     lane: Lane,
 ) {
-    let Some(state) = segment.lanes.get_mut(&lane) else { return };
-    let Some((id, link)) = state.link.and_then(|id| links.get_mut(&id).map(|link| (id, link))) else {
+    let Some(state) = segment.lanes.get_mut(lane) else { return };
+    let Some((id, link)) = state.link.and_then(|id| links.get_mut(id).map(|link| (id, link))) else {
         return;
     };
     if !state.ack_owed {

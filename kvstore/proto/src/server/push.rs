@@ -12,14 +12,14 @@ use super::{Output, ServerCore, enlist, owe_ack};
 
 impl<P> ServerCore<P> {
     pub(super) fn push(&mut self, id: LinkId, header: &Header, extension: &Extension, payload: P) {
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(id) else { return };
         let credit = header.key_bytes.saturating_add(header.value_bytes);
         link.push_bytes_held += u64::from(credit);
         if link.push_bytes_held > self.limits.push_bytes_per_link {
             return self.violation(id, "more push bytes than were granted");
         }
 
-        let Some(segment) = self.segments.get(&header.segment) else {
+        let Some(segment) = self.segments.get(header.segment) else {
             let (kind, refusal) = self.whereabouts(header.segment, header.assignment);
             return self.answer_push(id, header, kind, refusal, Stamp(0), credit);
         };
@@ -33,7 +33,7 @@ impl<P> ServerCore<P> {
                 return self.answer_push(id, header, Kind::NeedView, None, Stamp(0), credit);
             }
             // Unknown lane, and the peer has shown no view: it may be newer than ours.
-            None if self.links.get(&id).is_none_or(|link| link.view_seen == 0) => {
+            None if self.links.get(id).is_none_or(|link| link.view_seen == 0) => {
                 return self.answer_push(id, header, Kind::NeedView, None, Stamp(0), credit);
             }
             // The answer names the stamp, so that a lane that came back under a new incarnation is not taken for it.
@@ -54,8 +54,8 @@ impl<P> ServerCore<P> {
 
         // If we are here, the frame is well-formed, in the right place and from the lane's only holder.
         self.adopt_lane(header.segment, header.lane, incarnation);
-        let Some(segment) = self.segments.get_mut(&header.segment) else { return };
-        if let Some(state) = segment.lanes.get_mut(&header.lane) {
+        let Some(segment) = self.segments.get_mut(header.segment) else { return };
+        if let Some(state) = segment.lanes.get_mut(header.lane) {
             state.heard_on(id);
         }
         let closed_before = segment.member_rounds(&self.view, header.lane);
@@ -101,12 +101,12 @@ impl<P> ServerCore<P> {
                     link: id,
                     credit,
                 };
-                if let Some(segment) = self.segments.get_mut(&header.segment) {
+                if let Some(segment) = self.segments.get_mut(header.segment) {
                     segment.contribute(header.round, contribution);
                 }
             }
         }
-        if let Some(segment) = self.segments.get_mut(&header.segment) {
+        if let Some(segment) = self.segments.get_mut(header.segment) {
             segment.settle(&self.view, header.lane, closed_before);
         }
         self.advance(header.segment);
@@ -114,11 +114,11 @@ impl<P> ServerCore<P> {
 
     /// Makes a lane's state ready for an incarnation that the view names; credits of what it replaces go back.
     pub(super) fn adopt_lane(&mut self, segment: SegmentId, lane: Lane, incarnation: Incarnation) {
-        let Some(replaced) = self.segments.get_mut(&segment).and_then(|s| s.adopt(lane, incarnation)) else {
+        let Some(replaced) = self.segments.get_mut(segment).and_then(|s| s.adopt(lane, incarnation)) else {
             return;
         };
         for contribution in replaced {
-            if let Some(link) = self.links.get_mut(&contribution.link) {
+            if let Some(link) = self.links.get_mut(contribution.link) {
                 link.release(contribution.credit);
                 enlist(&mut self.speakers, contribution.link, link);
             }
@@ -129,7 +129,7 @@ impl<P> ServerCore<P> {
     /// One answer per gap: a burst of frames behind a missing one is told once, a second burst again.
     fn gap(&mut self, id: LinkId, header: &Header, clock: Stamp, credit: u32) {
         self.counters.gaps += 1;
-        let state = self.segments.get_mut(&header.segment).and_then(|s| s.lanes.get_mut(&header.lane));
+        let state = self.segments.get_mut(header.segment).and_then(|s| s.lanes.get_mut(header.lane));
         let told = state.as_ref().and_then(|state| state.gap_told);
         let again = told.is_some_and(|(told, stamp)| told == clock && stamp < header.stamp);
         if let Some(state) = state {
@@ -143,7 +143,7 @@ impl<P> ServerCore<P> {
     }
 
     fn owe_and_release(&mut self, id: LinkId, header: &Header, credit: u32) {
-        if let Some(segment) = self.segments.get_mut(&header.segment) {
+        if let Some(segment) = self.segments.get_mut(header.segment) {
             owe_ack(segment, &mut self.links, &mut self.speakers, header.lane);
         }
         self.let_go(id, credit);
@@ -165,7 +165,7 @@ impl<P> ServerCore<P> {
             Kind::Busy => self.counters.busy += 1,
             _ => {}
         }
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(id) else { return };
         // One answer is kept for each (lane, segment) that the peer names: its lanes times the segments there are, unless it
         // invents them.
         if link.answers.len() >= self.limits.answers_per_link as usize {
@@ -177,7 +177,7 @@ impl<P> ServerCore<P> {
     }
 
     fn let_go(&mut self, id: LinkId, credit: u32) {
-        if let Some(link) = self.links.get_mut(&id) {
+        if let Some(link) = self.links.get_mut(id) {
             link.release(credit);
             if link.credit_due(self.limits.push_bytes_per_link) {
                 enlist(&mut self.speakers, id, link);
@@ -187,11 +187,11 @@ impl<P> ServerCore<P> {
 
     /// A planted bug for the simulator to find: the acknowledgement of whatever arrives.
     fn acknowledge_unapplied(&mut self, header: &Header) {
-        let state = self.segments.get_mut(&header.segment).and_then(|s| s.lanes.get_mut(&header.lane));
+        let state = self.segments.get_mut(header.segment).and_then(|s| s.lanes.get_mut(header.lane));
         if let Some(state) = state.filter(|state| state.applied.lowest() < header.stamp) {
             state.applied = crate::clock::Clock::at(header.stamp);
         }
-        if let Some(segment) = self.segments.get_mut(&header.segment) {
+        if let Some(segment) = self.segments.get_mut(header.segment) {
             owe_ack(segment, &mut self.links, &mut self.speakers, header.lane);
         }
     }

@@ -10,9 +10,15 @@ use crate::time::Stamp;
 use crate::wire::{self, Extension, Header, Kind};
 
 use super::link::{Answer, ServerLink};
-use super::{Output, SendBody, ServerCore, enlist};
+use super::{Frame, Output, SendBody, ServerCore, enlist};
 
 impl<P> ServerCore<P> {
+    /// The frame of the last [`Output::Send`], until the next `poll_output`.
+    #[must_use]
+    pub const fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
     /// The next thing to do. `Timeout` when there is none. Without `may_send` (the shell has no memory for another
     /// frame just now) effects only: they free memory and need none.
     pub fn poll_output(&mut self, may_send: bool) -> Output<P> {
@@ -26,20 +32,20 @@ impl<P> ServerCore<P> {
             while let Some(id) = self.speakers.pop_front() {
                 // Taken out while it speaks, with one that says nothing in its place.
                 let silent = || ServerLink::new(0);
-                let Some(mut link) = self.links.get_mut(&id).map(|link| mem::replace(link, silent())) else {
+                let Some(mut link) = self.links.get_mut(id).map(|link| mem::replace(link, silent())) else {
                     continue;
                 };
                 link.listed = false;
-                let said = if link.room > 0 { self.say(id, &mut link) } else { None };
-                if said.is_some() {
+                let said = link.room > 0 && self.say(id, &mut link);
+                if said {
                     link.room -= 1;
                     enlist(&mut self.speakers, id, &mut link);
                 }
-                if let Some(place) = self.links.get_mut(&id) {
+                if let Some(place) = self.links.get_mut(id) {
                     *place = link;
                 }
-                if let Some((header, extension, body)) = said {
-                    return Output::Send { link: id, header, extension, body };
+                if said {
+                    return Output::Send { link: id };
                 }
             }
             // A reply slice may be free although somebody waits: whose turn it was is gone, or cannot send just now.
@@ -49,9 +55,9 @@ impl<P> ServerCore<P> {
         }
     }
 
-    /// One frame, the most urgent first. Every frame tells the credit.
-    fn say(&mut self, id: LinkId, link: &mut ServerLink) -> Option<(Header, Extension, SendBody)> {
-        let (header, body) = self
+    /// One frame, the most urgent first. Every frame tells the credit. Says whether there was one.
+    fn say(&mut self, id: LinkId, link: &mut ServerLink) -> bool {
+        let said = self
             .say_rows(link)
             .or_else(|| self.say_answer(link))
             .or_else(|| self.say_resume(link))
@@ -60,10 +66,12 @@ impl<P> ServerCore<P> {
             .or_else(|| {
                 let due = link.credit_due(self.limits.push_bytes_per_link);
                 due.then(|| (Header::of(Kind::Ack, self.job), SendBody::Empty))
-            })?;
+            });
+        let Some((header, body)) = said else { return false };
         let credit = (link.released > link.released_told).then_some(link.released);
         link.released_told = link.released;
-        Some((header, Extension { credit, ..Extension::default() }, body))
+        self.frame = Frame { header, extension: Extension { credit, ..Extension::default() }, body };
+        true
     }
 
     fn controlled(&self, header: Header) -> (Header, SendBody) {
@@ -111,7 +119,7 @@ impl<P> ServerCore<P> {
         let control = reuse(&mut self.control);
         for id in segments {
             // Not ours, or a lane not heard of: nothing of it is here, so the lane sends and learns where to.
-            let state = self.segments.get(&id).and_then(|segment| segment.lanes.get(&lane));
+            let state = self.segments.get(id).and_then(|segment| segment.lanes.get(lane));
             wire::put_pair(control, id, state.map_or(Stamp(0), |state| state.received.lowest()));
         }
         Some(self.controlled(Header { lane, ..Header::of(Kind::ResumeReply, self.job) }))
@@ -128,7 +136,7 @@ impl<P> ServerCore<P> {
             if of != lane || count == room {
                 return true;
             }
-            let state = segments.get_mut(&segment).and_then(|segment| segment.lanes.get_mut(&lane));
+            let state = segments.get_mut(segment).and_then(|segment| segment.lanes.get_mut(lane));
             if let Some(state) = state.filter(|state| state.link == Some(id)) {
                 state.ack_owed = false;
                 count += 1;
@@ -144,7 +152,7 @@ impl<P> ServerCore<P> {
         // At its own bound it waits for its own peer, not for a slice.
         let pull = link.ready.front()?;
         // Pulls of a segment that left were turned away when it did, so it is here.
-        let segment = self.segments.get_mut(&pull.header.segment)?;
+        let segment = self.segments.get_mut(pull.header.segment)?;
         // A pull's range fits a frame: it was checked when it came.
         let bytes =
             u32::try_from(pull.header.range.len()).unwrap_or(u32::MAX).saturating_mul(segment.value_bytes);

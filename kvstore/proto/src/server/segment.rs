@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use crate::clock::{Admission, Clock};
 use crate::id::{Assignment, Lane, LinkId, SegmentId};
 use crate::key::KeyRange;
+use crate::slab::Slab;
 use crate::table::{Aggregation, TableSpec};
 use crate::time::{Incarnation, Nanos, Round, Stamp};
 use crate::view::View;
@@ -136,7 +137,7 @@ pub(super) struct Segment<P> {
     pub(super) assignment: Assignment,
     pub(super) value_bytes: u32,
     pub(super) aggregation: Aggregation,
-    pub(super) lanes: BTreeMap<Lane, LaneState>,
+    pub(super) lanes: Slab<Lane, LaneState>,
     /// The first round that has not been applied (aggregated tables).
     pub(super) next_round: Round,
     /// Contributions to `next_round`, `next_round + 1`, …, each in the order of arrival.
@@ -157,7 +158,7 @@ impl<P> Segment<P> {
             assignment,
             value_bytes: spec.value_bytes(),
             aggregation: spec.aggregation,
-            lanes: BTreeMap::new(),
+            lanes: Slab::default(),
             next_round: 0,
             open: VecDeque::new(),
             lowest: None,
@@ -180,7 +181,7 @@ impl<P> Segment<P> {
             ack_owed: false,
             gap_told: None,
         };
-        let state = self.lanes.entry(lane).or_insert_with(fresh);
+        let state = self.lanes.get_or_insert_with(lane, fresh);
         //= protocol.md P10
         if state.received.lowest().incarnation() >= incarnation {
             return None;
@@ -200,7 +201,7 @@ impl<P> Segment<P> {
     /// The lane must be there (`adopt`).
     pub(super) fn judge(&mut self, header: &Header, rounds_open_max: Round) -> Verdict {
         let (range, next_round) = (self.range, self.next_round);
-        let Some(state) = self.lanes.get_mut(&header.lane) else { return Verdict::Busy };
+        let Some(state) = self.lanes.get_mut(header.lane) else { return Verdict::Busy };
         let tile = header.tile(range);
         let admission = state.received.judge(range, tile, header.stamp, header.previous);
         if admission != Admission::Gap {
@@ -258,7 +259,7 @@ impl<P> Segment<P> {
         named: Option<(Assignment, Stamp)>,
     ) {
         let before = self.member_rounds(view, lane);
-        let Some(state) = self.lanes.get_mut(&lane) else { return };
+        let Some(state) = self.lanes.get_mut(lane) else { return };
         if named.is_none() && !state.closed.known {
             return;
         }
@@ -274,7 +275,7 @@ impl<P> Segment<P> {
     /// A frame of the lane was judged: closes that waited for its clock may be reached. `before` is what `member_rounds`
     /// said before it was.
     pub(super) fn settle(&mut self, view: &View, lane: Lane, before: Option<Round>) {
-        if let Some(state) = self.lanes.get_mut(&lane) {
+        if let Some(state) = self.lanes.get_mut(lane) {
             state.closed.reach(state.received.lowest());
         }
         self.count(view, lane, before);
@@ -300,7 +301,7 @@ impl<P> Segment<P> {
     pub(super) fn member_rounds(&self, view: &View, lane: Lane) -> Option<Round> {
         let member = view.member(lane)?;
         let state =
-            self.lanes.get(&lane).filter(|state| state.received.lowest().incarnation() == member.incarnation);
+            self.lanes.get(lane).filter(|state| state.received.lowest().incarnation() == member.incarnation);
         let heard = state.map_or(0, |state| state.closed.rounds);
         let implied = state.map_or(0, |state| state.implied);
         Some(heard.max(implied).max(member.first_round))
@@ -330,7 +331,7 @@ impl<P> Segment<P> {
         // Stable: a lane's own pushes keep their order.
         contributions.sort_by_key(|contribution| contribution.lane);
         for contribution in &contributions {
-            let state = self.lanes.get_mut(&contribution.lane);
+            let state = self.lanes.get_mut(contribution.lane);
             if let Some(state) = state.filter(|state| state.applied.lowest() < contribution.stamp) {
                 state.applied = Clock::at(contribution.stamp);
             }
@@ -360,7 +361,7 @@ impl<P> Segment<P> {
     /// Whether a task's effect is in the values. A task of a fenced incarnation can have no more effect than it has.
     fn covers(&self, view: &View, lane: Lane, stamp: Stamp) -> bool {
         let fenced = view.member(lane).is_some_and(|member| member.incarnation > stamp.incarnation());
-        fenced || self.lanes.get(&lane).is_some_and(|state| state.applied.lowest() >= stamp)
+        fenced || self.lanes.get(lane).is_some_and(|state| state.applied.lowest() >= stamp)
     }
 
     /// Parks a pull.
@@ -415,7 +416,7 @@ impl<P> Segment<P> {
         for member in &view.members {
             let rounds = self.member_rounds(view, member.lane);
             text += &format!("; {} from {} closed {rounds:?}", member.lane, member.first_round);
-            if let Some(state) = self.lanes.get(&member.lane) {
+            if let Some(state) = self.lanes.get(member.lane) {
                 let (received, applied) = (state.received.lowest(), state.applied.lowest());
                 text += &format!(" received {received:?} applied {applied:?} waits {:?}", state.closed);
             }

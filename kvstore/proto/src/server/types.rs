@@ -47,12 +47,14 @@ pub enum Input<'a, P> {
         /// Its body.
         body: &'a [u8],
     },
-    /// A send has completed; `reply` as in [`Output::Send`].
+    /// Sends have completed.
     Sent {
         /// On which connection.
         link: LinkId,
-        /// Whether it was a reply, so that a reply slice is free again.
+        /// Whether they were replies ([`SendBody::Gather`]), so that as many reply slices are free again.
         reply: bool,
+        /// How many.
+        count: u16,
     },
     /// The manager's map.
     Map(ClusterMap),
@@ -106,16 +108,11 @@ pub enum Output<P> {
         /// The update function's arguments: those of the round's first contribution.
         arguments: Arguments,
     },
-    /// Send a frame. One send of the connection's room is used until `Input::Sent`.
+    /// Send the frame in [`ServerCore::frame`](super::ServerCore::frame). One send of the connection's room is used until
+    /// `Input::Sent`.
     Send {
         /// On which connection.
         link: LinkId,
-        /// Its head.
-        header: Header,
-        /// What the head carries besides.
-        extension: Extension,
-        /// Its body.
-        body: SendBody,
     },
     /// End a connection: the peer broke the protocol.
     Disconnect {
@@ -126,6 +123,17 @@ pub enum Output<P> {
     },
     /// Nothing more to do until an input, or until this time.
     Timeout(Option<Nanos>),
+}
+
+/// What a shard sends. Built in place, as it is too large to be handed on with every effect.
+#[derive(Debug)]
+pub struct Frame {
+    /// Its head.
+    pub header: Header,
+    /// What the head carries besides.
+    pub extension: Extension,
+    /// Its body.
+    pub body: SendBody,
 }
 
 /// The body of a frame that a shard sends.

@@ -103,8 +103,8 @@ fn replies_wait_for_a_slice_and_take_turns() {
     assert_eq!(replies(&shard.pull_on(other, pull(1, at(1), 0..10), 0, &[])).len(), 0);
     // Expect: a push is acknowledged meanwhile; replies block replies only.
     assert_eq!(acks(&shard.push(push(0, at(4), at(0), 0..10))), [(0, SEGMENT, at(4))]);
-    let first = shard.tell(Input::Sent { link: LINK, reply: true });
-    let second = shard.tell(Input::Sent { link: LINK, reply: true });
+    let first = shard.tell(Input::Sent { link: LINK, reply: true, count: 1 });
+    let second = shard.tell(Input::Sent { link: LINK, reply: true, count: 1 });
     let links: Vec<_> = said(&first).into_iter().chain(said(&second)).map(|said| said.link).collect();
     assert_eq!(links, [LINK, other]);
 }
@@ -124,7 +124,7 @@ fn a_peer_that_does_not_read_holds_its_own_share_of_the_slices_only() {
     assert_eq!(stalled, 3);
     assert_eq!(answered(&shard.pull_on(other, pull(1, at(1), 0..10), 0, &[])), [other]);
     // Expect: what waits goes when the peer reads on.
-    assert_eq!(answered(&shard.tell(Input::Sent { link: LINK, reply: true })), [LINK]);
+    assert_eq!(answered(&shard.tell(Input::Sent { link: LINK, reply: true, count: 1 })), [LINK]);
 }
 
 //= protocol.md B5
@@ -137,9 +137,9 @@ fn replies_that_are_large_together_are_gathered_one_after_the_other() {
     // Expect: one goes alone, however large it is, and the next when its send has ended.
     assert_eq!(replies(&shard.pull(pull(0, at(1), 0..10), 0, &[])).len(), 1);
     assert_eq!(replies(&shard.pull(pull(0, at(2), 0..10), 0, &[])).len(), 0);
-    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: false })).len(), 0);
-    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: true })).len(), 1);
-    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: true })).len(), 0);
+    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: false, count: 1 })).len(), 0);
+    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: true, count: 1 })).len(), 1);
+    assert_eq!(replies(&shard.tell(Input::Sent { link: LINK, reply: true, count: 1 })).len(), 0);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_lost_connection_does_not_keep_its_turn_at_the_slices() {
     shard.pull_on(first, pull(1, at(1), 0..10), 0, &[]);
     shard.pull_on(second, pull(1, at(2), 0..10), 0, &[]);
     shard.tell(Input::Lost { link: first });
-    let effects = shard.tell(Input::Sent { link: LINK, reply: true });
+    let effects = shard.tell(Input::Sent { link: LINK, reply: true, count: 1 });
     assert_eq!(said(&effects).iter().map(|said| said.link).collect::<Vec<_>>(), [second]);
 }
 
@@ -172,10 +172,10 @@ fn a_connection_without_room_passes_its_turn_at_the_slices_on() {
     shard.pull_on(slow, pull(1, at(1), 0..10), 0, &[]);
     assert_eq!(kinds(&shard.push_on(slow, push(1, at(2), at(0), 0..10))), [Kind::Ack]);
     shard.pull_on(second, pull(1, at(3), 0..10), 0, &[]);
-    let effects = shard.tell(Input::Sent { link: LINK, reply: true });
+    let effects = shard.tell(Input::Sent { link: LINK, reply: true, count: 1 });
     assert_eq!(said(&effects).iter().map(|said| said.link).collect::<Vec<_>>(), [second]);
-    shard.tell(Input::Sent { link: slow, reply: false });
-    let effects = shard.tell(Input::Sent { link: second, reply: true });
+    shard.tell(Input::Sent { link: slow, reply: false, count: 1 });
+    let effects = shard.tell(Input::Sent { link: second, reply: true, count: 1 });
     assert_eq!(said(&effects).iter().map(|said| said.link).collect::<Vec<_>>(), [slow]);
 }
 
@@ -193,7 +193,7 @@ fn a_peer_that_does_not_read_gets_one_answer_per_lane_and_segment() {
     // Expect: one frame went into the only room there is; behind it waits one answer, not a hundred.
     assert_eq!(sent, 1);
     let later: usize =
-        (0..5).map(|_| said(&shard.tell(Input::Sent { link: LINK, reply: false })).len()).sum();
+        (0..5).map(|_| said(&shard.tell(Input::Sent { link: LINK, reply: false, count: 1 })).len()).sum();
     assert!(later <= 2, "{later} frames were queued");
 }
 

@@ -173,7 +173,7 @@ fn answers_to_segments_that_are_not_there_are_bounded() {
         shard.push(header);
     }
     let mut queued = 0;
-    while !shard.tell(Input::Sent { link: LINK, reply: false }).is_empty() {
+    while !shard.tell(Input::Sent { link: LINK, reply: false, count: 1 }).is_empty() {
         queued += 1;
     }
     assert!(queued < 200, "{queued} answers were kept for one connection");
@@ -273,13 +273,14 @@ proptest! {
                         prop_assert_eq!(u64::from(bytes.end - bytes.start), values.len() * 8);
                         prop_assert!(bytes.end as usize <= payload.len());
                     }
-                    Output::Send { link, header, body, .. } => {
+                    Output::Send { link } => {
+                        let (header, body) = (shard.core.frame().header, shard.core.frame().body);
                         if let SendBody::Gather { range, .. } = body {
                             prop_assert!(KeyRange::new(0, 10).covers(range) && range.len() * 8 <= 64);
                         }
                         prop_assert!(body != SendBody::Control || header.value_bytes as usize == shard.core.control().len());
                         let reply = matches!(body, SendBody::Gather { .. });
-                        shard.core.handle_input(shard.now, Input::Sent { link, reply });
+                        shard.core.handle_input(shard.now, Input::Sent { link, reply, count: 1 });
                     }
                     Output::Disconnect { .. } => cut = true,
                     Output::Timeout(_) => break,
@@ -327,8 +328,8 @@ proptest! {
             let mut drained = false;
             for _ in 0..10_000 {
                 match core.poll_output(true) {
-                    rangefold_proto::client::Output::Send { link, .. } => {
-                        core.handle_input(now, rangefold_proto::client::Input::Sent { link });
+                    rangefold_proto::client::Output::Send { link } => {
+                        core.handle_input(now, rangefold_proto::client::Input::Sent { link, count: 1 });
                     }
                     rangefold_proto::client::Output::Timeout(_) => {
                         drained = true;

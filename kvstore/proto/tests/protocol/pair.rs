@@ -186,7 +186,9 @@ impl Pair {
         let wire = self.wires.remove(&link).unwrap();
         // Sends under way complete, flushed.
         for (_, _, reply) in &wire.to_worker {
-            self.rooms[wire.shard].core.handle_input(self.now, server::Input::Sent { link, reply: *reply });
+            self.rooms[wire.shard]
+                .core
+                .handle_input(self.now, server::Input::Sent { link, reply: *reply, count: 1 });
         }
         self.rooms[wire.shard].core.handle_input(self.now, server::Input::Lost { link });
         if !self.workers[wire.worker].dead {
@@ -350,7 +352,7 @@ impl Pair {
         let progressed = up.is_some() || down.is_some();
         if let Some((head, body)) = up {
             let (header, extension) = wire::decode(&head, link.0).unwrap();
-            self.workers[worker].core.handle_input(self.now, client::Input::Sent { link });
+            self.workers[worker].core.handle_input(self.now, client::Input::Sent { link, count: 1 });
             let core = &mut self.rooms[shard].core;
             if header.kind == Kind::Push {
                 core.handle_input(self.now, server::Input::Push { link, header, extension, payload: body });
@@ -361,7 +363,7 @@ impl Pair {
         }
         if let Some((head, body, reply)) = down {
             let (header, extension) = wire::decode(&head, link.0).unwrap();
-            self.rooms[shard].core.handle_input(self.now, server::Input::Sent { link, reply });
+            self.rooms[shard].core.handle_input(self.now, server::Input::Sent { link, reply, count: 1 });
             let core = &mut self.workers[worker].core;
             if header.kind == Kind::PullReply {
                 core.handle_input(self.now, client::Input::Reply { link, header, extension, payload: body });
@@ -394,8 +396,10 @@ impl Pair {
         match seat.core.poll_output(true) {
             client::Output::Timeout(_) => return false,
             client::Output::Dial { shard } => self.dial(worker, shard),
-            client::Output::Send { link, header, extension, body } => {
-                let body: Payload = match body {
+            client::Output::Send { link } => {
+                let frame = seat.core.frame();
+                let (header, extension) = (frame.header, frame.extension.clone());
+                let body: Payload = match std::mem::take(&mut frame.body) {
                     client::SendBody::Empty => [].into(),
                     client::SendBody::Control => seat.core.control().into(),
                     client::SendBody::Values { payload, bytes } => payload[bytes].into(),
@@ -452,9 +456,10 @@ impl Pair {
                 let values = room.values.get_mut(&segment).unwrap();
                 values.iter_mut().zip(sum).for_each(|(value, sum)| *value += sum);
             }
-            server::Output::Send { link, header, extension, body } => {
+            server::Output::Send { link } => {
+                let server::Frame { header, extension, body } = room.core.frame();
                 let reply = matches!(body, server::SendBody::Gather { .. });
-                let body: Payload = match body {
+                let body: Payload = match *body {
                     server::SendBody::Empty => [].into(),
                     server::SendBody::Control => room.core.control().into(),
                     server::SendBody::Gather { segment, range } => {
@@ -462,7 +467,7 @@ impl Pair {
                         values.iter().flat_map(|value| value.to_le_bytes()).collect()
                     }
                 };
-                let head = encode(&header, &extension, link, body.len());
+                let head = encode(header, extension, link, body.len());
                 self.wires.get_mut(&link).unwrap().to_worker.push_back((head, body, reply));
             }
             server::Output::Disconnect { why, .. } => panic!("server {shard}: {why}"),

@@ -234,7 +234,9 @@ impl Shard {
                     Effect::Contributed { lane, stamp, values, payload: cut(&payload, bytes) }
                 }
                 Output::Finish { round, arguments, .. } => Effect::Finished { round, arguments },
-                Output::Send { link, header, extension, body } => {
+                Output::Send { link } => {
+                    let frame = self.core.frame();
+                    let (header, extension, body) = (frame.header, frame.extension.clone(), frame.body);
                     let gathered = match body {
                         SendBody::Gather { range, .. } => Some(range),
                         _ => None,
@@ -242,7 +244,8 @@ impl Shard {
                     let bytes =
                         if body == SendBody::Control { self.core.control().to_vec() } else { Vec::new() };
                     if self.sends_complete {
-                        self.core.handle_input(self.now, Input::Sent { link, reply: gathered.is_some() });
+                        let reply = gathered.is_some();
+                        self.core.handle_input(self.now, Input::Sent { link, reply, count: 1 });
                     }
                     Effect::Said(Said { link, header, extension, body: bytes, gathered })
                 }

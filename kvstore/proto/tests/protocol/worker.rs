@@ -145,14 +145,16 @@ impl Worker {
         loop {
             effects.push(match self.core.poll_output(true) {
                 Output::Dial { shard } => Effect::Dialed(shard),
-                Output::Send { link, header, extension, body } => {
-                    let body = match body {
+                Output::Send { link } => {
+                    let frame = self.core.frame();
+                    let (header, extension) = (frame.header, frame.extension.clone());
+                    let body = match std::mem::take(&mut frame.body) {
                         SendBody::Empty => Vec::new(),
                         SendBody::Control => self.core.control().to_vec(),
                         SendBody::Values { payload, bytes } => payload[bytes].to_vec(),
                     };
                     if self.sends_complete {
-                        self.core.handle_input(self.now, Input::Sent { link });
+                        self.core.handle_input(self.now, Input::Sent { link, count: 1 });
                     }
                     Effect::Sent(Sent { link, header, extension, body })
                 }

@@ -122,7 +122,7 @@ impl<E: Endpoint> Port<E> {
     fn send(&mut self, message: Message, body: Body) {
         let body_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
         let head = encode(message, self.connection, body_bytes);
-        self.batch.send(self.peer, Token(0), &head, body);
+        self.batch.send(self.peer, Token(0), head, body);
     }
 
     /// A message that arrived; `None` for what the peer may not send.
