@@ -355,7 +355,9 @@ impl<P> ServerCore<P> {
         }
         let ids: Vec<SegmentId> = self.segments.keys().collect();
         for segment_id in ids {
-            self.adopt_lane(segment_id, header.lane, incarnation);
+            if !self.adopt_lane(segment_id, header.lane, incarnation) {
+                continue;
+            }
             let Some(segment) = self.segments.get_mut(segment_id) else { continue };
             segment.close(&self.view, header.lane, header.round, named.get(&segment_id).copied());
             self.advance(segment_id);
@@ -375,7 +377,9 @@ impl<P> ServerCore<P> {
         let current = self.view.member(header.lane).is_some_and(|member| member.incarnation == incarnation);
         // A former holder of the lane is told nothing that it could take for an acknowledgement of its own.
         for &segment_id in asked.iter().filter(|_| current) {
-            self.adopt_lane(segment_id, header.lane, incarnation);
+            if !self.adopt_lane(segment_id, header.lane, incarnation) {
+                continue;
+            }
             let Some(segment) = self.segments.get_mut(segment_id) else { continue };
             if let Some(state) = segment.lanes.get_mut(header.lane) {
                 state.heard_on(id);

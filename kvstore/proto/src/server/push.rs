@@ -53,7 +53,9 @@ impl<P> ServerCore<P> {
         }
 
         // If we are here, the frame is well-formed, in the right place and from the lane's only holder.
-        self.adopt_lane(header.segment, header.lane, incarnation);
+        if !self.adopt_lane(header.segment, header.lane, incarnation) {
+            return self.answer_push(id, header, Kind::Fenced, None, header.stamp, credit);
+        }
         let Some(segment) = self.segments.get_mut(header.segment) else { return };
         if let Some(state) = segment.lanes.get_mut(header.lane) {
             state.heard_on(id);
@@ -112,10 +114,13 @@ impl<P> ServerCore<P> {
         self.advance(header.segment);
     }
 
-    /// Makes a lane's state ready for an incarnation that the view names; credits of what it replaces go back.
-    pub(super) fn adopt_lane(&mut self, segment: SegmentId, lane: Lane, incarnation: Incarnation) {
-        let Some(replaced) = self.segments.get_mut(segment).and_then(|s| s.adopt(lane, incarnation)) else {
-            return;
+    //= protocol.md P10
+    /// Makes a lane's state ready for an incarnation that the view names; credits of what it replaces go back. Whether that
+    /// incarnation may act here: a segment that came with its clocks may know a higher one than the view.
+    pub(super) fn adopt_lane(&mut self, id: SegmentId, lane: Lane, incarnation: Incarnation) -> bool {
+        let Some(segment) = self.segments.get_mut(id) else { return false };
+        let Some(replaced) = segment.adopt(lane, incarnation) else {
+            return segment.incarnation(lane) == Some(incarnation);
         };
         for contribution in replaced {
             if let Some(link) = self.links.get_mut(contribution.link) {
@@ -123,6 +128,7 @@ impl<P> ServerCore<P> {
                 enlist(&mut self.speakers, contribution.link, link);
             }
         }
+        true
     }
 
     //= protocol.md P8

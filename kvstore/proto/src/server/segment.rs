@@ -197,6 +197,11 @@ impl<P> Segment<P> {
         Some(replaced)
     }
 
+    /// The incarnation of the lane that this segment has heard of last.
+    pub(super) fn incarnation(&self, lane: Lane) -> Option<Incarnation> {
+        self.lanes.get(lane).map(|state| state.received.lowest().incarnation())
+    }
+
     /// Judges an admitted frame's tile and moves the clocks; the caller does what the verdict says in the same step.
     /// The lane must be there (`adopt`).
     pub(super) fn judge(&mut self, header: &Header, rounds_open_max: Round) -> Verdict {

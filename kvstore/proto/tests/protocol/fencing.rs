@@ -4,8 +4,11 @@ use rangefold_proto::server::Input;
 use rangefold_proto::wire::{Header, Kind};
 use rangefold_proto::{KeyRange, Limits, LinkId};
 
-use crate::shard::{LINK, SEGMENT, Shard, acks, applied, kinds, only, pull, push, replies};
-use crate::{at, of, table, view};
+use crate::shard::{
+    LINK, SEGMENT, Shard, acks, applied, contributed, finished, id, kinds, map_of, only, pull, push, replies,
+    tile,
+};
+use crate::{aggregated, at, of, table, view};
 
 fn shard() -> Shard {
     Shard::new(Limits::standard(), &[table(10)], &view(1, &[(1, 0), (1, 0)]))
@@ -110,4 +113,39 @@ fn a_task_of_a_fenced_incarnation_can_be_waited_for_no_longer() {
     assert_eq!(replies(&shard.pull(pull(1, at(1), 0..10), 0, &[(rangefold_proto::Lane(0), at(5))])), []);
     assert_eq!(shard.core.parked_count(), 1);
     assert_eq!(replies(&shard.tell(Input::View(view(2, &[(2, 0), (1, 0)])))), [ALL]);
+}
+
+/// A segment of a table aggregated by rounds comes to an owner whose view still has the lane's former holder: what that one
+/// says late must not count as the word of the next one, whose clock the segment brought.
+//= protocol.md P10
+//= type=test
+#[test]
+fn a_segment_may_know_of_a_newer_holder_than_the_view() {
+    let (old, new) = (view(1, &[(1, 0), (1, 0)]), view(2, &[(2, 0), (1, 0)]));
+    let table = aggregated(10);
+    let mut first = Shard::new(Limits::standard(), std::slice::from_ref(&table), &new);
+    first.push(push(0, of(2, 1), of(2, 0), 0..2));
+    let (row, image, _) = first.release();
+    assert_eq!(image.clocks[0].1.lowest(), of(2, 0), "the clock of the new holder goes with the segment");
+
+    let mut second = Shard::bare(Limits::standard(), &map_of(&[table], id(0)), 1);
+    second.tell(Input::View(old.clone()));
+    second.tell(Input::Linked { link: LINK });
+    second.show(LINK, &old);
+    second.core.accept(row, Some(&image));
+    second.drain();
+    // The former holder's close, push and resume.
+    let late = second.close_under(0, at(9), 3, &[(SEGMENT, row.assignment, at(9))]);
+    assert!(acks(&late).is_empty());
+    assert_eq!(kinds(&second.push(push(0, at(9), at(0), 0..10))), [Kind::Fenced]);
+    second.resume(0, at(9), &[SEGMENT]);
+
+    second.tell(Input::View(new.clone()));
+    second.show(LINK, &new);
+    let all = [(SEGMENT, row.assignment, of(1, 0))];
+    assert_eq!(finished(&second.close_under(1, of(1, 0), 3, &all)), [], "the new holder has closed nothing");
+    second.push(tile(push(0, of(2, 1), of(2, 0), 0..2), true, false));
+    assert_eq!(finished(&second.push(tile(push(0, of(2, 1), of(2, 0), 2..10), false, true))), []);
+    let round_0 = second.close_under(0, of(2, 1), 0, &[(SEGMENT, row.assignment, of(2, 1))]);
+    assert_eq!((finished(&round_0), contributed(&round_0).len()), (vec![0], 2));
 }
