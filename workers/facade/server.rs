@@ -233,7 +233,7 @@ struct Door<'a> {
 }
 
 impl Handler for Door<'_> {
-    fn decide(&self, hello: &Hello, _: SocketAddr) -> Answer {
+    fn decide(&self, hello: &Hello, _: Option<SocketAddr>) -> Answer {
         match hello.purpose {
             Purpose::Control => {
                 Answer::Refuse { text: "this is a server; control connections go to the scheduler".into() }

@@ -147,7 +147,7 @@ fn endpoint(wish: Wish, store: bool) -> auto::Options {
 struct Door(Arc<Desk>);
 
 impl Handler for Door {
-    fn decide(&self, hello: &Hello, _: SocketAddr) -> Admission {
+    fn decide(&self, hello: &Hello, _: Option<SocketAddr>) -> Admission {
         match connection::visitor(hello) {
             Ok(Visitor::Data(session)) if !self.0.receivers().contains_key(&session) => {
                 Admission::Refuse { text: format!("there is no session {session} here") }
