@@ -53,7 +53,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long joining may take.
     pub deadline: Duration,
-    /// What the cluster's connections are held to: its secret, and how a silent peer is noticed.
+    /// What the cluster's connections are held to: its secret, how a silent peer is noticed, and whether data go through shared
+    /// memory, which must be what the endpoints take.
     pub terms: Terms,
 }
 
@@ -158,6 +159,12 @@ impl Server {
     pub fn is_confined(&self) -> bool {
         let scheduler = self.control.peer_addr().map(|address| address.ip().to_canonical());
         self.address().ip().is_loopback() && scheduler.is_ok_and(|address| !address.is_loopback())
+    }
+
+    /// Why it shares no memory with workers of this host, though it should.
+    #[must_use]
+    pub fn unshared(&self) -> Option<&str> {
+        self.listener.unshared()
     }
 
     /// Its name.
