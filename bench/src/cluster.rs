@@ -71,7 +71,7 @@ impl Bench<memory::Endpoint, rangefold::embed::MemoryDialer> {
     }
 }
 
-impl Bench<auto::Endpoint, remote::TcpDialer> {
+impl Bench<auto::Endpoint, remote::RemoteDialer> {
     /// Over TCP in this process, as between processes. [`auto::Unavailable`] where this machine has no such transport.
     pub(crate) fn tcp(wish: auto::Wish) -> anyhow::Result<Self> {
         let endpoint = |one_thread| {

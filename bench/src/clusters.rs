@@ -3,7 +3,7 @@
 
 use rangefold_transport::auto::{self, Wish};
 use rangefold_transport::memory;
-use rangefold_workers::remote::TcpDialer;
+use rangefold_workers::remote::RemoteDialer;
 
 use crate::cluster::Bench;
 
@@ -11,7 +11,7 @@ use crate::cluster::Bench;
 pub(crate) struct Clusters {
     pub(crate) memory: Bench<memory::Endpoint, rangefold::embed::MemoryDialer>,
     /// Over TCP, by the name of the transport.
-    pub(crate) tcp: Vec<(&'static str, Bench<auto::Endpoint, TcpDialer>)>,
+    pub(crate) tcp: Vec<(&'static str, Bench<auto::Endpoint, RemoteDialer>)>,
     /// What cannot be had, and why.
     pub(crate) skipped: Vec<auto::Unavailable>,
 }

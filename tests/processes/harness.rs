@@ -102,6 +102,10 @@ impl Started {
         kill_process(Pid::from_child(self.0.as_ref().unwrap()), signal).unwrap();
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
+    }
+
     /// The first line of its standard output.
     pub(crate) fn first_line(&mut self) -> String {
         line(self.0.as_mut().unwrap().stdout.as_mut().unwrap())

@@ -16,6 +16,11 @@ fn processes_reach_the_optimum_and_are_gone() {
     assert!(output.status.success(), "{}", error_of(&output));
     let result = result_of(&output);
     assert_optimal(&result);
+    assert_eq!(result["transport"], "shm", "all of it between processes of one host: {result}");
+    let error = error_of(&output);
+    assert!(error.contains("worker 0 over shm with processes of this host, else socket"), "{error}");
+    assert!(!error.contains("not shm"), "{error}");
+    assert!(!error.contains("has lost the worker"), "the first connection of each leaves no trace: {error}");
     let rows: u64 =
         result["workers"].as_array().unwrap().iter().map(|worker| worker["rows"].as_u64().unwrap()).sum();
     assert_eq!(rows, 39_099);
@@ -31,8 +36,9 @@ fn processes_reach_the_optimum_and_are_gone() {
 }
 
 #[test]
-fn all_combinations_reach_the_optimum_over_uring_and_two_over_socket() {
-    let mut combinations = vec![("socket", 0, 2, 3), ("socket", 16, 1, 1)];
+fn all_combinations_reach_the_optimum_over_uring_and_two_each_over_socket_and_shm() {
+    let mut combinations =
+        vec![("socket", 0, 2, 3), ("socket", 16, 1, 1), ("shm", 0, 2, 3), ("shm", 16, 1, 1)];
     if uring_is_here() {
         for delay in [0, 4, 16] {
             combinations.extend([(1, 1), (1, 3), (2, 1), (2, 3)].map(|(w, s)| ("uring", delay, w, s)));

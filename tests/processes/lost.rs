@@ -13,17 +13,30 @@ use crate::harness::{
 //= type=test
 #[test]
 fn a_worker_killed_in_the_middle_leaves_no_trace_at_delay_0() {
+    for transport in ["shm", "socket"] {
+        a_worker_killed_in_the_middle_leaves_no_trace(transport);
+    }
+}
+
+fn a_worker_killed_in_the_middle_leaves_no_trace(transport: &str) {
     let (undisturbed, disturbed) = (Scratch::new("undisturbed"), Scratch::new("disturbed"));
     // A small gap, so that there is a middle to be killed in.
-    let job = "--servers 2 --workers 2 -- train lr --gap 0.0005 --json --model";
+    let job =
+        format!("--transport {transport} --servers 2 --workers 2 -- train lr --gap 0.0005 --json --model");
     assert!(run(&format!("launch {job} {}", undisturbed.path())).status.success());
     for delay in [300, 900] {
         let (child, workers) = launch_two(&format!("{job} {}", disturbed.path()));
         std::thread::sleep(Duration::from_millis(delay));
         kill_process(workers[1], Signal::KILL).unwrap();
         let output = finish(child);
-        assert_eq!(output.status.code(), Some(137), "the worst of the copies: {}", error_of(&output));
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(137), "the worst of the copies: {error}");
         assert_optimal(&result_of(&output));
+        if transport == "shm" {
+            let process =
+                format!("has lost the worker at process {} of this host", workers[1].as_raw_nonzero());
+            assert!(error.contains(&process), "{error}");
+        }
         let weights = |scratch: &Scratch| std::fs::read(&scratch.0).unwrap();
         assert!(weights(&undisturbed) == weights(&disturbed), "weights differ; killed after {delay} ms");
     }
@@ -36,6 +49,7 @@ fn a_killed_worker_is_replaced_by_one_that_knows_nothing_without_a_trace_at_dela
     let (undisturbed, replaced) = (Scratch::new("whole"), Scratch::new("replaced"));
     let job = "train lr --gap 0.0005 --json --model";
     assert!(run(&format!("launch --servers 2 --workers 2 -- {job} {}", undisturbed.path())).status.success());
+    // Over shm: the newcomer, who is no child of `launch`, shares memory with the same servers.
     let (child, workers) = launch_two(&format!("--servers 2 --workers 2 -- {job} {}", replaced.path()));
     std::thread::sleep(Duration::from_millis(400));
     let first = *workers.iter().find(|&&pid| variable(pid, "RANGEFOLD_RANK") == "0").unwrap();
@@ -84,8 +98,9 @@ fn a_worker_that_stays_stopped_is_replaced_and_does_not_outlive_the_job() {
 
 #[test]
 fn a_stopped_server_is_named_and_one_that_continues_is_waited_for() {
-    for (deadline, success) in [(8, false), (60, true)] {
-        let (child, _) = launch_two(&format!("-- train lr --gap 0.0005 --deadline {deadline} --json"));
+    for (transport, deadline, success) in [("shm", 8, false), ("shm", 60, true), ("socket", 60, true)] {
+        let job = format!("--transport {transport} -- train lr --gap 0.0005 --deadline {deadline} --json");
+        let (child, _) = launch_two(&job);
         std::thread::sleep(Duration::from_millis(400));
         let server = *children(&child, "server").last().unwrap();
         kill_process(server, Signal::STOP).unwrap();
@@ -99,6 +114,21 @@ fn a_stopped_server_is_named_and_one_that_continues_is_waited_for() {
             assert!(error.contains("waiting for server") && error.contains("longer than 8s"), "{error}");
             assert!(error.contains("and gives up after 8 s"), "named before the deadline: {error}");
         }
+    }
+}
+
+#[test]
+fn a_server_killed_in_the_middle_is_named_and_ends_the_job() {
+    for transport in ["shm", "socket"] {
+        let (child, _) = launch_two(&format!("--transport {transport} -- train lr --gap 1e-12 --deadline 8"));
+        std::thread::sleep(Duration::from_millis(700));
+        kill_process(children(&child, "server")[0], Signal::KILL).unwrap();
+        let output = finish(child);
+        let error = error_of(&output);
+        assert!(
+            !output.status.success() && error.contains("ended while workers were running (signal: 9"),
+            "{error}"
+        );
     }
 }
 

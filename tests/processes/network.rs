@@ -173,6 +173,45 @@ fn a_pulled_cable_is_noticed_and_the_training_goes_on(transport: &str) {
     assert!(std::fs::read(&whole.0).unwrap() == std::fs::read(&cut.0).unwrap(), "weights differ");
 }
 
+/// Two namespaces of one host: the same kernel, and no Unix socket in common.
+#[test]
+fn shared_memory_is_not_had_across_namespaces_and_everybody_is_told_why() {
+    let Some(cable) = Cable::new("shm") else { return };
+    let mut scheduler = Heard::start(&cable.near, &format!("scheduler --bind {NEAR}:0"));
+    let line = scheduler.says(&["listening on"]);
+    let address = line.strip_prefix("listening on ").unwrap().to_owned();
+    let mut server = Heard::start(&cable.far, &format!("server --scheduler {address} --interface {PLUG}"));
+    server.says(&["serves on", FAR, "shm with processes of this host"]);
+    let train = |transport: &str| {
+        let job = format!("train lr --workers 1 --gap 0.01 --json --deadline 4 --scheduler {address}");
+        Heard::start(&cable.near, &format!("{job} --transport {transport}"))
+    };
+    // Who asks for it is refused with the reason and the remedy, and takes nothing else.
+    let mut asks = train("shm");
+    asks.says(&["has no connection to server 0.0", "--transport shm", "network namespace", "container"]);
+    let status = wait_for("the end of the one that asks", || asks.child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(1), "{:?}", asks.said());
+    // Who leaves the choice goes over TCP, and says so.
+    let mut leaves = train("auto");
+    leaves.says(&["worker 0 reaches server 0.0 over TCP (not shm:", "network namespace"]);
+    let status = wait_for("the end of the training", || leaves.child.try_wait().unwrap());
+    assert!(status.success(), "{:?}", leaves.said());
+    leaves.says(&["\"transport\": \"socket\""]);
+    let measured = Heard::start(&cable.far, &format!("perf server --bind {FAR}:0"));
+    let mut measured = measured;
+    let line = measured.says(&["listening on"]);
+    let at = line.strip_prefix("listening on ").unwrap().to_owned();
+    for operation in ["send", "push"] {
+        let mut perf =
+            Heard::start(&cable.near, &format!("perf {operation} {at} --size 64 --iterations 100"));
+        perf.says(&["# ", "not shm: ", "network namespace"]);
+    }
+    let mut perf = Heard::start(&cable.near, &format!("perf send {at} --transport shm --size 64"));
+    perf.says(&["no shared memory with", "network namespace"]);
+    let status = wait_for("the end of a measurement", || perf.child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(3), "the transport cannot be had: {:?}", perf.said());
+}
+
 #[test]
 fn a_pulled_cable_is_noticed_over_sockets_and_the_training_goes_on() {
     a_pulled_cable_is_noticed_and_the_training_goes_on("socket");

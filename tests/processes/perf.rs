@@ -90,7 +90,7 @@ fn csv_rows(text: &str) -> Vec<BTreeMap<String, f64>> {
 
 #[test]
 fn every_operation_over_every_transport_counts_checks_and_can_be_recomputed() {
-    let mut transports = vec!["memory", "socket", "auto"];
+    let mut transports = vec!["memory", "shm", "socket", "auto"];
     transports.extend(uring_is_here().then_some("uring"));
     for transport in transports {
         for operation in ["send", "push", "pull", "push-pull"] {
@@ -107,10 +107,19 @@ fn every_operation_over_every_transport_counts_checks_and_can_be_recomputed() {
             }
             assert!(transport == "auto" || chosen["name"] == transport, "{document}");
             let reasons = chosen["refused"].as_array().unwrap();
+            if transport == "auto" {
+                assert_eq!(chosen["name"], "shm", "both sides are in one process: {document}");
+            }
+            let connection = document["setting"]["connection"].as_str().unwrap();
+            let is_shared = connection.contains("shared memory");
+            assert_eq!(is_shared, ["auto", "shm"].contains(&transport), "{document}");
+            let of_server = &document["setting"]["server"]["transport"]["name"];
+            assert!(transport == "memory" || *of_server == chosen["name"], "{document}");
             let of_uring = reasons.iter().find(|refused| refused["transport"] == "uring");
             let of_uring = of_uring.map(|refused| refused["reason"].as_str().unwrap());
             match transport {
                 "socket" => assert_eq!(of_uring, Some("socket was asked for"), "{document}"),
+                "shm" => assert_eq!(of_uring, Some("shm was asked for"), "{document}"),
                 "uring" => assert_eq!(of_uring, None, "{document}"),
                 _ => assert!(!reasons.is_empty(), "the others have reasons: {document}"),
             }
@@ -196,7 +205,7 @@ fn what_cannot_be_had_and_what_is_not_kept_is_in_the_status() {
         ("write 127.0.0.1:9", 3, "no one-sided write"),
         ("read --transport memory", 3, "transport memory has no one-sided read"),
         ("push --transport verbs", 3, "it is not part of this version"),
-        ("push --transport carrier-pigeon", 2, "there are auto, uring, socket and memory"),
+        ("push --transport carrier-pigeon", 2, "there are auto, shm, uring, socket and memory"),
         ("send --size 64M --iterations 1", 2, "at most 16777216 bytes"),
         ("send 127.0.0.1:9", 4, "nothing listens on 127.0.0.1:9"),
         ("push 127.0.0.1:9 --timeout 1", 4, "nothing listens on 127.0.0.1:9"),
@@ -248,10 +257,12 @@ fn an_interrupt_prints_what_there_is() {
 
 #[test]
 fn a_server_that_is_killed_or_stopped_is_a_peer_lost_and_rows_are_kept() {
-    for (operation, signal) in
-        [("send", Signal::KILL), ("push", Signal::KILL), ("send", Signal::STOP), ("pull", Signal::STOP)]
+    let kinds =
+        [("send", Signal::KILL), ("push", Signal::KILL), ("send", Signal::STOP), ("pull", Signal::STOP)];
+    for (operation, signal, transport) in
+        ["shm", "socket"].into_iter().flat_map(|transport| kinds.map(|(what, how)| (what, how, transport)))
     {
-        let (server, address) = server("");
+        let (server, address) = server(&format!("--transport {transport}"));
         let client = endless(&format!("{operation} {address} --timeout 2"));
         std::thread::sleep(std::time::Duration::from_millis(1000));
         server.signal(signal);

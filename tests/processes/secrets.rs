@@ -1,12 +1,18 @@
 //! The secret of a cluster: where it comes from, and who is kept out.
 
+use std::io::{Read as _, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Output;
 
 use rustix::process::Signal;
 
-use crate::harness::{Scratch, Started, children, error_of, finish, launch_two, rangefold, run, variable};
+use crate::harness::{
+    Scratch, Started, children, error_of, finish, launch_two, rangefold, result_of, run, start_scheduler,
+    variable,
+};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -46,6 +52,52 @@ fn nodes_with_the_secret_work_together_and_others_are_told_why_they_do_not() {
     scheduler.signal(Signal::TERM);
     let said = error_of(&scheduler.finish());
     assert!(said.contains("of those who connected, 4 did not prove the cluster secret"), "{said}");
+}
+
+/// The abstract names of the Unix sockets that a process listens on; every process of the host can list them.
+fn unix_sockets(pid: u32) -> Vec<String> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let links: Vec<String> = descriptors
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .map(|link| link.display().to_string())
+        .collect();
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let names = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let name = fields.get(7)?.strip_prefix('@')?;
+        links.contains(&format!("socket:[{}]", fields[6])).then(|| name.to_owned())
+    });
+    names.collect()
+}
+
+#[test]
+fn strangers_at_the_unix_socket_are_kept_out_and_counted() {
+    let (_scheduler, address) = start_scheduler();
+    let mut server = Started::new(&format!("server --scheduler {address}"));
+    assert!(server.first_note().contains("serves on"));
+    let names = unix_sockets(server.pid());
+    assert_eq!(names.len(), 1, "one beside the address: {names:?}");
+    let connect = || {
+        let at = std::os::unix::net::SocketAddr::from_abstract_name(&names[0]).unwrap();
+        UnixStream::connect_addr(&at).unwrap()
+    };
+    // One that speaks something else, one that goes, and some that say nothing for as long as they may.
+    let mut scanner = connect();
+    scanner.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    // It may be a reset: not all of it was read.
+    let _ = scanner.read_to_end(&mut answer);
+    assert!(answer.is_empty(), "{answer:?}");
+    drop(connect());
+    let silent: Vec<UnixStream> = (0..8).map(|_| connect()).collect();
+    let trained = run(&format!("train lr --scheduler {address} --workers 1 --gap 0.01 --json"));
+    assert!(trained.status.success(), "{}", error_of(&trained));
+    assert_eq!(result_of(&trained)["transport"], "shm");
+    drop(silent);
+    server.signal(Signal::TERM);
+    let said = error_of(&server.finish());
+    assert!(said.contains("1 spoke something else"), "{said}");
+    assert!(!said.contains("has lost the worker"), "{said}");
 }
 
 #[test]

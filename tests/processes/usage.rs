@@ -9,7 +9,7 @@ use crate::harness::{Scratch, error_of, finish, rangefold, result_of, run, start
 fn a_transport_that_is_asked_for_is_never_replaced() {
     let output = run("launch --transport carrier-pigeon -- train lr");
     assert_eq!(output.status.code(), Some(2));
-    assert!(error_of(&output).contains("there are auto, uring and socket"), "{}", error_of(&output));
+    assert!(error_of(&output).contains("there are auto, shm, uring and socket"), "{}", error_of(&output));
 }
 
 #[test]

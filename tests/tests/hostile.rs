@@ -12,8 +12,10 @@ use rangefold::{DEADLINE, ElementType, Limits, TableSpec, UpdateFunction, remote
 use rangefold_proto::wire::{self, Extension, Header, Kind};
 use rangefold_proto::{JobId, KeyRange, Lane, SegmentId, Stamp};
 use rangefold_transport::auto::Wish;
-use rangefold_transport::bootstrap::handshake::{Dialler, Fault, Mismatch, Step, Welcome};
-use rangefold_transport::bootstrap::{Hello, Listener, Nonce, Options, Purpose, Secret, Stats, Terms};
+use rangefold_transport::bootstrap::handshake::{Dialler, Fault, Mismatch, Step, Verdict};
+use rangefold_transport::bootstrap::{
+    Hello, Listener, Nonce, Options, Origin, Purpose, Secret, Stats, Terms,
+};
 use rangefold_transport::stream::HeadParser;
 use rangefold_transport::wait::Clock;
 use rangefold_transport::{LostReason, Violation, auto};
@@ -181,7 +183,7 @@ impl Cluster {
     ) -> Result<(TcpStream, u64), Fault> {
         let mut stream = self.connect();
         let hello = Hello { purpose: Purpose::Data { shard: 0 }, job: 1, greeting: Vec::new() };
-        let (mut dialler, mut step) = Dialler::begin::<Welcome>(&hello, secret, nonce);
+        let (mut dialler, mut step) = Dialler::begin::<Verdict>(&hello, Origin::TCP, secret, nonce);
         loop {
             match step {
                 Step::Next { say, read } => {
@@ -191,7 +193,8 @@ impl Cluster {
                     stream.read_exact(&mut bytes).unwrap();
                     step = dialler.take(&bytes)?;
                 }
-                Step::End(welcome) => return Ok((stream, welcome.number)),
+                Step::End(Verdict::Ready(welcome)) => return Ok((stream, welcome.number)),
+                Step::End(Verdict::Elsewhere(_)) => panic!("nobody asked for it"),
             }
         }
     }

@@ -9,6 +9,7 @@ use rangefold::pinning;
 use rangefold::server::{Loss, Options, ServeError, Server};
 use rangefold_transport::LostReason;
 use rangefold_transport::auto::{self, Wish};
+use rangefold_transport::bootstrap::Terms;
 use rangefold_workers::remote::framing;
 
 use crate::exit::{Usage, Verdict};
@@ -45,7 +46,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", env = "RANGEFOLD_BUSY_THREADS", default_value_t = 1, allow_negative_numbers = true,
         value_parser = usage::threads())]
     busy_threads: usize,
-    /// The transport of the data: auto, uring or socket. Any but auto fails rather than take another.
+    /// The transport of the data: auto, shm (workers of this host only), uring or socket. Any but auto fails rather than take
+    /// another.
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto,
         value_parser = usage::transport)]
     transport: Wish,
@@ -61,6 +63,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Verdict> {
     let scheduler = given.scheduler(arguments.scheduler.as_deref())?.unwrap_or(SCHEDULER);
+    let making = auto::Options { wish: arguments.transport, framing: framing(), one_thread: true };
+    // One is made to be looked at: before anybody hears of this server.
+    let (tried, choice) = auto::Endpoint::new(&making)?;
+    let terms = Terms { sharing: tried.sharing(), ..arguments.terms.terms()? };
+    drop(tried);
     let options = Options {
         scheduler: scheduler.to_owned(),
         bind: arguments.listening.address(BIND)?,
@@ -72,15 +79,10 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
         busy_poll: false,
         limits: Limits::standard(),
         deadline: Duration::from_secs(arguments.deadline),
-        terms: arguments.terms.terms()?,
+        terms,
     };
-    let making = auto::Options { wish: arguments.transport, framing: framing(), one_thread: true };
-    let mut chosen = String::new();
-    let endpoint = || {
-        let (endpoint, choice) = auto::Endpoint::new(&making).map_err(|error| error.to_string())?;
-        chosen = choice.to_string();
-        Ok(endpoint)
-    };
+    let endpoint =
+        || auto::Endpoint::new(&making).map(|(endpoint, _)| endpoint).map_err(|error| error.to_string());
     let server = Server::start(&options, endpoint, |loss| {
         if let Some(words) = words(loss) {
             say::note(&words);
@@ -103,7 +105,10 @@ pub(crate) fn run(arguments: &Arguments, given: &Given<'_>) -> anyhow::Result<Ve
             server.address()
         ));
     }
-    say::note(&format!("{} serves on {} over {chosen}", server.id(), server.address()));
+    say::note(&format!("{} serves on {} over {choice}", server.id(), server.address()));
+    if let Some(reason) = server.unshared() {
+        say::note(&format!("{} shares no memory with workers of this host: {reason}", server.id()));
+    }
     server.serve(|| say::note("the scheduler is gone; data go on, but nobody can join any more"))?;
     if let Some(turned_away) = door.visitors().turned_away() {
         say::note(&format!("of those who connected, {turned_away}"));

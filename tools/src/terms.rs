@@ -55,6 +55,6 @@ impl Arguments {
                 remote::SECRET_VARIABLE
             )));
         }
-        Ok(Terms { secret: of_file.or(of_environment), peer_timeout })
+        Ok(Terms { secret: of_file.or(of_environment), peer_timeout, ..Terms::default() })
     }
 }

@@ -87,7 +87,7 @@ fn address(text: &str, port_min: u16) -> Result<String, String> {
 pub(crate) fn transport(name: &str) -> Result<Wish, String> {
     match name {
         "memory" => Err("memory is for an embedded cluster (`train lr` without --scheduler); between processes there are \
-                         auto, uring and socket"
+                         auto, shm, uring and socket"
             .into()),
         name => name.parse().map_err(|error: rangefold_transport::auto::NoSuchTransport| error.to_string()),
     }

@@ -45,7 +45,7 @@ pub use endpoint::{
     Operation, Peer, Token,
 };
 pub use error::{AdoptError, AttachError, Full, LostReason, RegionError, Violation};
-pub use link::Link;
+pub use link::{Link, Route};
 pub use region::{Region, Slice, SliceMut};
 pub use stream::Framing;
 pub use wait::{Armed, Shell, Turn, Waker};

@@ -171,8 +171,8 @@ pub enum Sleep {
         /// As above.
         at_most_ns: Option<u64>,
     },
-    /// Until any of two would wake: a thread with endpoints of two kinds. Neither is the waker alone.
-    Either(Box<[Self; 2]>),
+    /// Until any of several would wake: a thread with endpoints of more than one kind. None is the waker alone.
+    Any(Vec<Self>),
 }
 
 impl Sleep {
@@ -183,9 +183,9 @@ impl Sleep {
                 sleep_on(&mut [PollFd::new(descriptor, PollFlags::IN)], sooner(timeout_ns, *at_most_ns));
             }
             Self::Ring { ring, at_most_ns } => ring.sleep(sooner(timeout_ns, *at_most_ns)),
-            Self::Either(both) => {
-                let (mut set, mut timeout_ns) = (Vec::with_capacity(2), timeout_ns);
-                for one in &**both {
+            Self::Any(several) => {
+                let (mut set, mut timeout_ns) = (Vec::with_capacity(several.len()), timeout_ns);
+                for one in several {
                     match one {
                         Self::Descriptor { descriptor, at_most_ns } => {
                             set.push(PollFd::new(descriptor, PollFlags::IN));
@@ -199,12 +199,25 @@ impl Sleep {
                             set.push(PollFd::from_borrowed_fd(ring.as_fd(), PollFlags::IN));
                             timeout_ns = sooner(timeout_ns, *at_most_ns);
                         }
-                        Self::Waker(_) | Self::Either(_) => debug_assert!(false, "no descriptor: {one:?}"),
+                        Self::Waker(_) | Self::Any(_) => debug_assert!(false, "no descriptor: {one:?}"),
                     }
                 }
                 sleep_on(&mut set, timeout_ns);
             }
         }
+    }
+
+    /// One sleep for what this one waits for, and the other.
+    pub(crate) fn or(self, other: Self) -> Self {
+        let mut several = match self {
+            Self::Any(several) => several,
+            one => vec![one],
+        };
+        match other {
+            Self::Any(more) => several.extend(more),
+            one => several.push(one),
+        }
+        Self::Any(several)
     }
 }
 

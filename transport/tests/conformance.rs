@@ -6,7 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rangefold_transport::stream::Limits;
-use rangefold_transport::{Endpoint as _, Events, Link, Peer, auto, memory, shm, sim, socket, uring};
+use rangefold_transport::wait::{Clock, Ended, Loop};
+use rangefold_transport::{
+    Batch, Body, Endpoint as _, Event, Events, Link, Peer, Shell, Token, Turn, auto, memory, shm, sim,
+    socket, uring,
+};
 
 /// Depth of the tests' queues, so small that `Full` is common.
 const DEPTH: u32 = 4;
@@ -129,41 +133,55 @@ fn uring_of_many() -> Uring {
     Uring { number: 0, one_thread: false }
 }
 
-/// Both ways over TCP on one thread: every second endpoint has a silent peer of the other kind than the links of the test, and
-/// sleeps on both.
-struct Both {
-    number: u64,
-    endpoints: u64,
-    over_ring: bool,
+/// What a link of a mixture goes over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Over {
+    Socket,
+    Ring,
+    Memory,
 }
 
-impl Both {
-    fn silent(&self, endpoint: &mut auto::Endpoint) -> Peer {
-        let (silent, other) = tcp_pair(u64::MAX);
-        // Open for as long as the test program runs.
+/// All ways on one thread: every second endpoint has silent peers of other kinds than the links of the test, and sleeps on all.
+struct Mixture {
+    number: u64,
+    endpoints: u64,
+    over: Over,
+    beside: Over,
+}
+
+impl Mixture {
+    fn of(over: Over, beside: Over) -> Self {
+        Self { number: 0, endpoints: 0, over, beside }
+    }
+
+    /// A peer that says nothing for as long as the test program runs.
+    fn silent(endpoint: &mut auto::Endpoint, (silent, other): (Link, Link)) -> Peer {
         std::mem::forget(other);
         endpoint.adopt(silent).expect("room")
     }
 }
 
-impl Fixture for Both {
+impl Fixture for Mixture {
     type Endpoint = auto::Endpoint;
 
     fn endpoint(&mut self, body_bytes_max: Option<u32>) -> auto::Endpoint {
-        let options =
-            auto::Options { wish: auto::Wish::Auto, framing: conformance::FRAMING, one_thread: true };
-        let made = auto::Endpoint::with(&options, tcp_limits(body_bytes_max), 1);
-        let (mut endpoint, choice) = made.expect("sockets");
-        assert_eq!(choice.transport, "socket and uring", "io_uring is permitted here: {choice}");
+        let mut endpoint = mixed(body_bytes_max);
         self.endpoints += 1;
         // The first may pass to another thread, which a ring that was used may not.
         if !self.endpoints.is_multiple_of(2) {
             return endpoint;
         }
-        let over_socket = self.silent(&mut endpoint);
-        if !self.over_ring {
-            self.silent(&mut endpoint);
-            endpoint.close(over_socket);
+        if self.beside == Over::Memory {
+            Self::silent(&mut endpoint, shm_pair(u64::MAX));
+        }
+        // The first over TCP is the one socket; the next is over the ring.
+        let first = (self.over == Over::Ring || self.beside != Over::Memory)
+            .then(|| Self::silent(&mut endpoint, tcp_pair(u64::MAX)));
+        if self.beside == Over::Ring {
+            Self::silent(&mut endpoint, tcp_pair(u64::MAX));
+        }
+        if let (Over::Socket, Some(first)) = (self.over, first) {
+            endpoint.close(first);
             let mut events = Events::with_limit(1);
             while events.is_empty() {
                 endpoint.poll(&mut events);
@@ -174,18 +192,76 @@ impl Fixture for Both {
 
     fn connect(&mut self) -> (Link, Link) {
         self.number += 1;
-        tcp_pair(self.number)
+        if self.over == Over::Memory { shm_pair(self.number) } else { tcp_pair(self.number) }
     }
 
     fn step(&mut self) {}
 }
 
-fn socket_beside_a_ring() -> Both {
-    Both { number: 0, endpoints: 0, over_ring: false }
+/// An endpoint of all kinds, with one socket.
+fn mixed(body_bytes_max: Option<u32>) -> auto::Endpoint {
+    let options = auto::Options { wish: auto::Wish::Auto, framing: conformance::FRAMING, one_thread: true };
+    let (endpoint, choice) = auto::Endpoint::with(&options, tcp_limits(body_bytes_max), 1).expect("sockets");
+    assert!(
+        choice.transport == "socket and uring" && choice.shares,
+        "io_uring and shared memory are permitted here: {choice}"
+    );
+    endpoint
 }
 
-fn ring_beside_a_socket() -> Both {
-    Both { number: 0, endpoints: 0, over_ring: true }
+fn socket_beside_a_ring() -> Mixture {
+    Mixture::of(Over::Socket, Over::Ring)
+}
+
+fn ring_beside_a_socket() -> Mixture {
+    Mixture::of(Over::Ring, Over::Socket)
+}
+
+fn socket_beside_memory() -> Mixture {
+    Mixture::of(Over::Socket, Over::Memory)
+}
+
+/// And a socket.
+fn ring_beside_memory() -> Mixture {
+    Mixture::of(Over::Ring, Over::Memory)
+}
+
+fn memory_beside_a_socket() -> Mixture {
+    Mixture::of(Over::Memory, Over::Socket)
+}
+
+/// And a socket.
+fn memory_beside_a_ring() -> Mixture {
+    Mixture::of(Over::Memory, Over::Ring)
+}
+
+/// The endpoint that `auto` makes where only memory is shared.
+struct OnlyMemory {
+    number: u64,
+}
+
+impl Fixture for OnlyMemory {
+    type Endpoint = auto::Endpoint;
+
+    fn endpoint(&mut self, body_bytes_max: Option<u32>) -> auto::Endpoint {
+        let options =
+            auto::Options { wish: auto::Wish::Shm, framing: conformance::FRAMING, one_thread: true };
+        let (endpoint, choice) =
+            auto::Endpoint::with(&options, tcp_limits(body_bytes_max), 1).expect("shared memory");
+        assert_eq!(choice.transport, "shm");
+        endpoint
+    }
+
+    fn connect(&mut self) -> (Link, Link) {
+        self.number += 1;
+        shm_pair(self.number)
+    }
+
+    fn step(&mut self) {}
+}
+
+fn only_memory() -> OnlyMemory {
+    OnlyMemory { number: 0 }
 }
 
 /// Both ends of a link through shared memory, by the exchange that two processes would have.
@@ -290,6 +366,41 @@ macro_rules! promises {
             })*
         }
 
+        mod over_a_socket_beside_shm {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::socket_beside_memory());
+            })*
+        }
+
+        mod over_a_ring_beside_shm {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::ring_beside_memory());
+            })*
+        }
+
+        mod over_shm_beside_a_socket {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::memory_beside_a_socket());
+            })*
+        }
+
+        mod over_shm_beside_a_ring {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::memory_beside_a_ring());
+            })*
+        }
+
+        mod over_shm_alone {
+            $(#[test]
+            fn $promise() {
+                super::conformance::$promise(super::only_memory());
+            })*
+        }
+
         mod over_sim {
             $(#[test]
             fn $promise() {
@@ -354,6 +465,80 @@ fn socket_and_uring_with_threads() {
 #[test]
 fn shm_with_threads() {
     conformance::all_with_threads(shm);
+    conformance::all_with_threads(only_memory);
+}
+
+#[test]
+fn shm_and_tcp_with_threads() {
+    conformance::all_with_threads(memory_beside_a_socket);
+    conformance::all_with_threads(memory_beside_a_ring);
+    conformance::all_with_threads(socket_beside_memory);
+    conformance::all_with_threads(ring_beside_memory);
+}
+
+/// Messages of one batch to a peer over each way, and answers from all of them, between two sleeps.
+#[test]
+fn a_peer_over_each_way_at_once() {
+    let links = [tcp_pair(1), tcp_pair(2), shm_pair(3)];
+    let mut here = mixed(None);
+    let mut there = mixed(None);
+    let (mut peers, mut others) = (Vec::new(), Vec::new());
+    for (left, right) in links {
+        peers.push(here.adopt(left).expect("room"));
+        others.push(there.adopt(right).expect("room"));
+    }
+    let tags: Vec<u64> = peers.iter().map(|peer| peer.0 >> 56).collect();
+    assert_eq!(tags, [0, 1, 2], "socket, ring, memory");
+    let send = |from: &mut auto::Endpoint, peers: &[Peer], to: &mut auto::Endpoint| {
+        let mut batch = Batch::default();
+        for (peer, number) in peers.iter().zip(1_u64..) {
+            let body = Body::empty();
+            batch.send(*peer, Token(number), &conformance::head(number, &body), body);
+        }
+        from.post(&mut batch).expect("room");
+        Shelf { endpoint: from, seen: Vec::new() }
+            .until(3, |event| matches!(event, Event::Sent { outcome: Ok(()), .. }));
+        Shelf { endpoint: to, seen: Vec::new() }.until(3, |event| matches!(event, Event::Arrived { .. }));
+    };
+    for _ in 0..50 {
+        send(&mut here, &peers, &mut there);
+        send(&mut there, &others, &mut here);
+    }
+    for peer in peers {
+        here.close(peer);
+    }
+    Shelf { endpoint: &mut here, seen: Vec::new() }.until(3, |event| matches!(event, Event::Lost { .. }));
+    Shelf { endpoint: &mut there, seen: Vec::new() }.until(3, |event| matches!(event, Event::Lost { .. }));
+}
+
+/// An endpoint driven until it has seen enough, asleep in between.
+struct Shelf<'a> {
+    endpoint: &'a mut auto::Endpoint,
+    seen: Vec<Event>,
+}
+
+impl Shelf<'_> {
+    fn until(&mut self, count: usize, what: impl Fn(&Event) -> bool) {
+        let mut turns = Loop::new(Clock::new(), 2).with_spin_ns(0);
+        let is_done = |shelf: &mut Self| shelf.seen.iter().filter(|event| what(event)).count() == count;
+        assert_eq!(turns.run(self, is_done, Some(30_000_000_000)), Ended::Until, "{:?}", self.seen);
+    }
+}
+
+impl Shell for Shelf<'_> {
+    type Endpoint = auto::Endpoint;
+
+    fn turn(&mut self, _now_ns: u64) -> Turn {
+        let mut events = Events::with_limit(16);
+        self.endpoint.poll(&mut events);
+        let progressed = events.take_progress();
+        self.seen.extend(events.drain());
+        Turn { progressed, deadline: None }
+    }
+
+    fn endpoint(&mut self) -> &mut auto::Endpoint {
+        self.endpoint
+    }
 }
 
 /// Endpoints and links may be made on one thread and used on another.
@@ -369,5 +554,5 @@ fn endpoints_and_links_change_threads() {
     assert_send::<auto::Endpoint>();
     assert_send::<rangefold_transport::Arena>();
     assert_send::<rangefold_transport::SliceMut>();
-    assert_send::<rangefold_transport::Event>();
+    assert_send::<Event>();
 }

@@ -6,11 +6,12 @@
 use std::os::unix::ffi::OsStringExt as _;
 use std::time::Duration;
 
+pub use rangefold_transport::Route;
 use rangefold_transport::auto;
 pub use rangefold_transport::auto::{Choice, Wish};
 use rangefold_transport::bootstrap::{PEER_TIMEOUT_MAX, PEER_TIMEOUT_MIN};
-pub use rangefold_transport::bootstrap::{Secret, SecretError, Terms};
-use rangefold_workers::remote::{self, TcpDialer};
+pub use rangefold_transport::bootstrap::{Secret, SecretError, Sharing, Terms, Unshared};
+use rangefold_workers::remote::{self, RemoteDialer};
 pub use rangefold_workers::remote::{ConnectError, Options, SCHEDULER};
 
 use crate::pinning;
@@ -21,13 +22,13 @@ pub const SECRET_VARIABLE: &str = "RANGEFOLD_SECRET";
 pub const PEER_TIMEOUT_VARIABLE: &str = "RANGEFOLD_PEER_TIMEOUT";
 
 /// A worker of a cluster of processes.
-pub type Client = rangefold_workers::Client<auto::Endpoint, TcpDialer>;
+pub type Client = rangefold_workers::Client<auto::Endpoint, RemoteDialer>;
 /// A table of such a cluster.
-pub type Table<T> = rangefold_workers::Table<T, auto::Endpoint, TcpDialer>;
+pub type Table<T> = rangefold_workers::Table<T, auto::Endpoint, RemoteDialer>;
 /// A push under way.
-pub type Ticket = rangefold_workers::Ticket<auto::Endpoint, TcpDialer>;
+pub type Ticket = rangefold_workers::Ticket<auto::Endpoint, RemoteDialer>;
 /// A pull under way.
-pub type PullTicket<T> = rangefold_workers::PullTicket<T, auto::Endpoint, TcpDialer>;
+pub type PullTicket<T> = rangefold_workers::PullTicket<T, auto::Endpoint, RemoteDialer>;
 
 /// What `rangefold launch` has put into the environment of a worker.
 #[derive(Clone, Default, Debug)]
@@ -89,7 +90,7 @@ impl Environment {
             let (name, expected) = (PEER_TIMEOUT_VARIABLE, "seconds, from 3 to 86400");
             options.terms.peer_timeout = within.ok_or(EnvironmentError { name, value, expected })?;
         }
-        if let Some(transport) = parsed("RANGEFOLD_TRANSPORT", "auto, uring or socket")? {
+        if let Some(transport) = parsed("RANGEFOLD_TRANSPORT", "auto, shm, uring or socket")? {
             environment.transport = transport;
         }
         if let Some(value) = variable(pinning::VARIABLE) {
@@ -133,8 +134,9 @@ pub enum JoinError {
     Connect(#[from] ConnectError),
 }
 
-/// Joins the job at `options.scheduler`. Any transport but [`Wish::Auto`] fails rather than take another. Returns a client, and
-/// what its data travel over, with the reasons.
+/// Joins the job at `options.scheduler`. Any transport but [`Wish::Auto`] fails rather than take another; it also decides whether
+/// memory is shared with servers of this host, whatever `options` say. Returns a client, and what its data travel over, with the
+/// reasons; what each connection really goes through is in [`Client::routes`](rangefold_workers::Client::routes).
 ///
 /// # Errors
 /// [`JoinError`], within the deadline.
@@ -142,5 +144,6 @@ pub fn connect(options: &Options, transport: Wish) -> Result<(Client, Choice), J
     let one_thread = options.one_thread;
     let endpoint = auto::Options { wish: transport, framing: remote::framing(), one_thread };
     let (endpoint, choice) = auto::Endpoint::new(&endpoint)?;
-    Ok((remote::connect(options, endpoint)?, choice))
+    let terms = Terms { sharing: endpoint.sharing(), ..options.terms.clone() };
+    Ok((remote::connect(&Options { terms, ..options.clone() }, endpoint)?, choice))
 }

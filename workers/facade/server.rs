@@ -53,7 +53,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long joining may take.
     pub deadline: Duration,
-    /// What the cluster's connections are held to: its secret, and how a silent peer is noticed.
+    /// What the cluster's connections are held to: its secret, how a silent peer is noticed, and whether data go through shared
+    /// memory, which must be what the endpoints take.
     pub terms: Terms,
 }
 
@@ -160,6 +161,12 @@ impl Server {
         self.address().ip().is_loopback() && scheduler.is_ok_and(|address| !address.is_loopback())
     }
 
+    /// Why it shares no memory with workers of this host, though it should.
+    #[must_use]
+    pub fn unshared(&self) -> Option<&str> {
+        self.listener.unshared()
+    }
+
     /// Its name.
     #[must_use]
     pub fn id(&self) -> ServerId {
@@ -233,7 +240,7 @@ struct Door<'a> {
 }
 
 impl Handler for Door<'_> {
-    fn decide(&self, hello: &Hello, _: SocketAddr) -> Answer {
+    fn decide(&self, hello: &Hello, _: Option<SocketAddr>) -> Answer {
         match hello.purpose {
             Purpose::Control => {
                 Answer::Refuse { text: "this is a server; control connections go to the scheduler".into() }

@@ -14,7 +14,7 @@ use rangefold_proto::{
 };
 use rangefold_transport::wait::Clock;
 use rangefold_transport::{
-    Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Shell, Slice, SliceMut, Token, Turn,
+    Arena, Batch, Body, Endpoint, Event, Events, Head, Link, Peer, Route, Shell, Slice, SliceMut, Token, Turn,
 };
 
 use crate::outcomes::Outcomes;
@@ -101,6 +101,8 @@ pub struct Driver<E: Endpoint, D: Dialer> {
     links: BTreeMap<LinkId, (Peer, u64, ShardId)>,
     /// Shards whose connection broke or cannot be made, and why, until there is one again.
     disconnected: BTreeMap<ShardId, String>,
+    /// What the last connection to each shard went through.
+    routes: BTreeMap<ShardId, Route>,
     peers: BTreeMap<Peer, LinkId>,
     next_link: u64,
     /// Sends of a connection that have completed and of which the core has not heard.
@@ -131,6 +133,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             events: Events::with_limit(EVENTS_MAX),
             links: BTreeMap::new(),
             disconnected: BTreeMap::new(),
+            routes: BTreeMap::new(),
             peers: BTreeMap::new(),
             next_link: 0,
             sent: (LinkId(0), 0),
@@ -156,6 +159,11 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
     /// is to be sent.
     pub fn disconnected(&self) -> &BTreeMap<ShardId, String> {
         &self.disconnected
+    }
+
+    /// What the last connection to each shard went through, or goes.
+    pub fn routes(&self) -> &BTreeMap<ShardId, Route> {
+        &self.routes
     }
 
     /// News of the control plane.
@@ -374,8 +382,9 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
 
     fn dialed(&mut self, shard: ShardId, dialed: Result<Dialed, String>) {
         let adopted = dialed.and_then(|Dialed { link, grant }| {
-            let number = link.number();
+            let (number, route) = (link.number(), link.route());
             let peer = self.endpoint.adopt(link).map_err(|error| error.to_string())?;
+            self.routes.insert(shard, route);
             Ok((peer, number, grant))
         });
         let (peer, number, grant) = match adopted {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use rangefold_proto::client::{Counters, IssueError};
 use rangefold_proto::{Aggregation, Lane, Limits, Member, Round, ShardId, TableSpec};
-use rangefold_transport::Endpoint;
 use rangefold_transport::wait::Loop;
+use rangefold_transport::{Endpoint, Route};
 
 use crate::baton::Baton;
 use crate::control::Control;
@@ -331,6 +331,12 @@ impl<E: Endpoint + Send + 'static, D: Dialer + Send + 'static> Client<E, D> {
     #[must_use]
     pub fn disconnected(&self) -> Vec<(ShardId, String)> {
         self.with(|session| session.driver.disconnected().clone().into_iter().collect())
+    }
+
+    /// What the last connection to each shard went through, or goes; nothing of a shard to which none was needed yet.
+    #[must_use]
+    pub fn routes(&self) -> Vec<(ShardId, Route)> {
+        self.with(|session| session.driver.routes().clone().into_iter().collect())
     }
 
     /// What everything waits for, in words, for a report of a stall.

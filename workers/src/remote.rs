@@ -1,4 +1,4 @@
-//! A worker of a cluster of processes: joins at the scheduler, dials servers, hears news, over TCP.
+//! A worker of a cluster of processes: joins at the scheduler, dials servers, hears news.
 //! Knows addresses, threads and the control stream; not what is pushed. Called by programs and by `rangefold train`.
 //! Source: OSDI'14 §3, §4.6.
 
@@ -70,7 +70,8 @@ pub struct Options {
     pub one_thread: bool,
     /// How long joining may take, and how long a table may wait for servers.
     pub deadline: Duration,
-    /// What the cluster's connections are held to: its secret, and how a silent peer is noticed.
+    /// What the cluster's connections are held to: its secret, how a silent peer is noticed, and whether data go through shared
+    /// memory, which must be what the endpoint takes.
     pub terms: Terms,
 }
 
@@ -156,7 +157,7 @@ pub fn dial_control(address: &str, terms: &Terms, deadline: Duration) -> Result<
 pub fn connect<E: Endpoint + Send + 'static>(
     options: &Options,
     endpoint: E,
-) -> Result<Client<E, TcpDialer>, ConnectError> {
+) -> Result<Client<E, RemoteDialer>, ConnectError> {
     let address = options.scheduler.clone();
     let broken = |source| ConnectError::Stream { address: address.clone(), source };
     let stream = dial_control(&options.scheduler, &options.terms, options.deadline)?;
@@ -189,7 +190,7 @@ pub fn connect<E: Endpoint + Send + 'static>(
     let latest = Arc::clone(&progress);
     let sign = move || signs_of_life(&alive, &latest, &reports);
     thread::Builder::new().name("rangefold-alive".into()).spawn(sign).map_err(ConnectError::Thread)?;
-    let dialer = TcpDialer::new(endpoint.waker(), options.terms.clone());
+    let dialer = RemoteDialer::new(endpoint.waker(), options.terms.clone());
     let driver = Driver::new(endpoint, dialer, JOB, options.limits, options.memory_bytes_max);
     let turns = Loop::new(Clock::new(), options.busy_threads).busy(options.busy_poll);
     let held = Held { line, progress, due, patience: options.deadline, stream: ending };
@@ -377,7 +378,7 @@ impl Control for Held {
 }
 
 /// Connects to shards of server processes; each dial on a thread of its own, because it may wait for a dead host.
-pub struct TcpDialer {
+pub struct RemoteDialer {
     waker: Waker,
     terms: Terms,
     outcomes: (Sender<Outcome>, Receiver<Outcome>),
@@ -385,7 +386,7 @@ pub struct TcpDialer {
 
 type Outcome = (ShardId, Result<Dialed, String>);
 
-impl TcpDialer {
+impl RemoteDialer {
     /// A dialer that rings `waker` when a dial has ended.
     #[must_use]
     pub fn new(waker: Waker, terms: Terms) -> Self {
@@ -393,7 +394,7 @@ impl TcpDialer {
     }
 }
 
-impl Dialer for TcpDialer {
+impl Dialer for RemoteDialer {
     // At most one dial per shard is under way: the core waits for its outcome. That bounds threads and outcomes.
     fn dial(&mut self, map: &ClusterMap, shard: ShardId) {
         let (sender, waker, terms) = (self.outcomes.0.clone(), self.waker.clone(), self.terms.clone());

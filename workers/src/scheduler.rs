@@ -79,7 +79,7 @@ struct Desk<F> {
 }
 
 impl<F: Fn(Happening) + Sync + Send + 'static> Handler for Desk<F> {
-    fn decide(&self, hello: &Hello, _: SocketAddr) -> Answer {
+    fn decide(&self, hello: &Hello, _: Option<SocketAddr>) -> Answer {
         if hello.purpose != Purpose::Control {
             let text =
                 "this is the scheduler's address; servers listen elsewhere, and the map says where".into();

@@ -4,11 +4,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use rangefold_transport::bootstrap::handshake::{Acceptor, Dialler, Fault, Step, Welcome};
-use rangefold_transport::bootstrap::{GREETING_BYTES_MAX, Hello, Purpose, Secret};
+use rangefold_transport::bootstrap::handshake::{Acceptor, Dialler, Fault, Step, Verdict, Visitor};
+use rangefold_transport::bootstrap::{Asked, GREETING_BYTES_MAX, Hello, Kernel, Origin, Purpose, Secret};
 
-/// A nonce, the longest greeting, a proof.
-const READ_BYTES_MAX: usize = 32 + GREETING_BYTES_MAX + 32;
+/// A nonce, an origin, the longest greeting, a proof.
+const READ_BYTES_MAX: usize = 32 + 24 + GREETING_BYTES_MAX + 32;
+
+/// May be sent on to a Unix socket.
+const ORIGIN: Origin = Origin { asked: Asked::Either, process: 7, kernel: Kernel::UNTOLD };
 
 fn secret() -> Option<Secret> {
     Some(Secret::new(b"a secret that no fuzzer guesses".to_vec()).expect("long enough"))
@@ -47,7 +50,7 @@ fn alter(bytes: &mut [u8], changes: &[u8]) -> bool {
 /// A whole handshake; `changes` are for its four messages in turn. Says whether each side came to its end, and was right to.
 fn between(greeting: &[u8], changes: [&[u8]; 4]) {
     let mut acceptor = Acceptor::new(secret(), [1; 32]);
-    let (mut dialler, first) = Dialler::begin::<Welcome>(&hello(greeting), secret(), [2; 32]);
+    let (mut dialler, first) = Dialler::begin::<Verdict>(&hello(greeting), ORIGIN, secret(), [2; 32]);
     let Step::Next { say: mut head, .. } = first else { panic!("a hello") };
     let mut altered = alter(&mut head, changes[0]);
     let Ok(Step::Next { .. }) = acceptor.take(&head[..8]) else { return assert!(altered) };
@@ -66,15 +69,23 @@ fn between(greeting: &[u8], changes: [&[u8]; 4]) {
         return assert!(altered);
     }
     let Ok(Step::End(heard)) = acceptor.take(&claim) else { return assert!(altered) };
-    assert!(!altered && heard == hello(greeting), "let in with an altered handshake");
-    let mut verdict = acceptor.ready(7, greeting);
+    assert!(!altered && heard == Visitor { hello: hello(greeting), origin: ORIGIN }, "let in with an altered handshake");
+    // Of one half of the greetings a welcome, of the other a name.
+    let (mut verdict, is_ready) = if greeting.len() % 2 == 0 {
+        (acceptor.ready(7, greeting, None), true)
+    } else {
+        (acceptor.elsewhere(greeting), false)
+    };
     altered |= alter(&mut verdict, changes[3]);
     for part in [&verdict[..8], &verdict[8..24]] {
         let Ok(Step::Next { .. }) = dialler.take(part) else { return assert!(altered) };
     }
     match dialler.take(&verdict[24..]) {
-        Ok(Step::End(welcome)) => {
-            assert!(!altered && welcome == Welcome { number: 7, greeting: greeting.to_vec() }, "believed");
+        Ok(Step::End(Verdict::Ready(welcome))) => {
+            assert!(!altered && is_ready && welcome.number == 7 && welcome.greeting == greeting, "believed");
+        }
+        Ok(Step::End(Verdict::Elsewhere(name))) => {
+            assert!(!altered && !is_ready && name == greeting, "believed");
         }
         _ => assert!(altered),
     }
@@ -91,7 +102,7 @@ fuzz_target!(|data: &[u8]| {
             );
         }
         1 => {
-            let (mut dialler, first) = Dialler::begin(&hello(b"x"), secret(), [2; 32]);
+            let (mut dialler, first) = Dialler::begin(&hello(b"x"), ORIGIN, secret(), [2; 32]);
             assert!(!feed(first, data, |bytes| dialler.take(bytes)), "believed without the secret");
         }
         _ => {

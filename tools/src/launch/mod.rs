@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
     /// Shard threads of each server, at most 1024.
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = usage::shards())]
     shards: u16,
-    /// The transport of the data between the processes: auto, uring or socket. Any but auto fails rather than take another.
+    /// The transport of the data between the processes: auto, shm, uring or socket. Any but auto fails rather than take another.
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto,
         value_parser = usage::transport)]
     transport: Wish,

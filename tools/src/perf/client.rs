@@ -2,13 +2,15 @@
 //! Knows how the four kinds are put together: the raw transport or a store, in memory or through a server. Called by `mod.rs`.
 
 use std::any::Any;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use rangefold::embed;
-use rangefold_transport::auto::{self, Wish};
+use rangefold::{ElementType, Error, TableSpec, UpdateFunction, embed};
+use rangefold_transport::auto::{self, Choice, Wish};
+use rangefold_transport::bootstrap::Terms;
 use rangefold_transport::wait::{Clock, Loop};
-use rangefold_transport::{Capabilities, Endpoint as _, memory};
+use rangefold_transport::{Capabilities, Endpoint as _, Route, memory};
 use rangefold_workers::remote;
 
 use super::connection::{self, stop};
@@ -27,9 +29,10 @@ use crate::exit::{Unavailable, Usage};
 const HERE: &str = "127.0.0.1:0";
 /// Why `auto` does not take the memory of one process.
 const NOT_MEMORY: (&str, &str) = ("memory", "it connects no processes, and is measured when it is asked for");
-/// Transports that are not built.
-const ABSENT: [(&str, &str); 2] =
-    [("shm", "not part of this version"), ("verbs", "not part of this version")];
+/// A transport that is not built.
+const ABSENT: (&str, &str) = ("verbs", "not part of this version");
+/// The table whose one element is asked for, so that there is a connection.
+const FIRST_TABLE: &str = "perf connection";
 /// Messages in a memory link, at least; more where the depth asks for it.
 const MEMORY_DEPTH_MIN: usize = 64;
 
@@ -73,8 +76,8 @@ fn offers(operation: RawOperation, capabilities: &Capabilities) -> Result<(), St
         return Ok(());
     }
     Err(unavailable(format!(
-        "transport {} has no one-sided {}: it sends messages, and reaches no memory of a peer by itself; shm and verbs, which will, \
-         are not part of this version. `perf send` measures messages, `perf pull` and `perf push` a store",
+        "transport {} has no one-sided {}: it sends messages, and reaches no memory of a peer by itself; what will is not part \
+         of this version. `perf send` measures messages, `perf pull` and `perf push` a store",
         capabilities.name,
         Operation::Raw(operation).name()
     )))
@@ -179,19 +182,17 @@ fn store_options(
 }
 
 /// An endpoint of the client, and why this one.
-fn endpoint(plan: &Plan, wish: Wish, is_raw: bool) -> Result<(auto::Endpoint, Chosen), Stop> {
+fn endpoint(wish: Wish, is_raw: bool) -> Result<(auto::Endpoint, Choice), Stop> {
     // A store's client passes its endpoint from thread to thread; a raw sender's thread keeps its own.
     let framing = if is_raw { raw::framing() } else { remote::framing() };
     let options = auto::Options { wish, framing, one_thread: is_raw };
-    let (endpoint, choice) = auto::Endpoint::new(&options).map_err(|error| unavailable(error.to_string()))?;
-    let others: Vec<_> = plan.address.is_none().then_some(NOT_MEMORY).into_iter().chain(ABSENT).collect();
-    Ok((endpoint, Chosen::new(choice, &others)))
+    auto::Endpoint::new(&options).map_err(|error| unavailable(error.to_string()))
 }
 
 /// Through a server, of another process or of this one.
 fn between(plan: &Plan, wish: Wish, host: Host, flags: &Flags) -> Result<Bench, Stop> {
     let is_raw = matches!(plan.operation, Operation::Raw(_));
-    let (endpoint, chosen) = endpoint(plan, wish, is_raw)?;
+    let (endpoint, choice) = endpoint(wish, is_raw)?;
     let capabilities = endpoint.capabilities();
     if let Operation::Raw(operation) = plan.operation {
         offers(operation, &capabilities)?;
@@ -223,28 +224,38 @@ fn between(plan: &Plan, wish: Wish, host: Host, flags: &Flags) -> Result<Bench, 
     let busy_threads = if plan.address.is_none() { 2 * ours } else { ours };
     let clock = Clock::new();
     let turns = turns(plan, clock, busy_threads);
-    let setting = Setting::between(plan, host, &turns, chosen, &address, &session.ready);
+    // What the connections go through; all of a session take the same way, or it is not the same host.
+    let routes = Arc::new(Mutex::new(Vec::new()));
     let crew = match plan.operation {
         Operation::Raw(_) => {
             fits(plan, session.ready.body_bytes_max.min(capabilities.body_bytes_max.into()))?;
             let (name, of_plan) = (session.ready.session, plan.clone());
             // Each thread makes its own.
             drop(endpoint);
+            let (address, routes) = (address.clone(), Arc::clone(&routes));
             Crew::start(plan.threads, &plan.cores, clock, move |_| {
-                let (endpoint, _) = self::endpoint(&of_plan, wish, true)?;
-                let link = connection::join(&address, name, &of_plan.terms, of_plan.timeout)?;
+                let (endpoint, _) = self::endpoint(wish, true)?;
+                let terms = Terms { sharing: endpoint.sharing(), ..of_plan.terms.clone() };
+                let link = connection::join(&address, name, &terms, of_plan.timeout)?;
+                routes.lock().unwrap_or_else(PoisonError::into_inner).push(link.route());
                 sender::Sender::new(endpoint, link, sender_options(&of_plan, turns, flags.clone()))
             })?
         }
         Operation::Store(operation) => {
             let client = store_client(plan, &address, session.ready.scheduler_port, endpoint, busy_threads)?;
             behind._client = Some(Box::new(client.clone()));
+            routes.lock().unwrap_or_else(PoisonError::into_inner).extend(connected(&client, plan.timeout)?);
             let of_plan = plan.clone();
             Crew::start(plan.threads, &plan.cores, clock, move |index| {
                 Ok(Store::new(client.clone(), store_options(&of_plan, operation, clock, &flags, index)))
             })?
         }
     };
+    let route = routes.lock().unwrap_or_else(PoisonError::into_inner).first().cloned();
+    let route = route.unwrap_or(Route::Tcp(None));
+    let others: Vec<_> = plan.address.is_none().then_some(NOT_MEMORY).into_iter().chain([ABSENT]).collect();
+    let chosen = Chosen::over(choice, &route, &others);
+    let setting = Setting::between(plan, host, &turns, chosen, &route, &address, &session.ready);
     behind._session = Some(session);
     Ok(Bench { crew, setting, _behind: behind })
 }
@@ -256,7 +267,7 @@ fn store_client(
     port: u16,
     endpoint: auto::Endpoint,
     busy_threads: usize,
-) -> Result<rangefold_workers::Client<auto::Endpoint, remote::TcpDialer>, Stop> {
+) -> Result<rangefold_workers::Client<auto::Endpoint, remote::RemoteDialer>, Stop> {
     // The scheduler is on the host that was named, at a port that it picked.
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let options = remote::Options {
@@ -264,7 +275,7 @@ fn store_client(
         busy_threads,
         busy_poll: plan.busy_poll,
         deadline: plan.timeout,
-        terms: plan.terms.clone(),
+        terms: Terms { sharing: endpoint.sharing(), ..plan.terms.clone() },
         ..remote::Options::default()
     };
     let client = remote::connect(&options, endpoint).map_err(|error| match error {
@@ -274,4 +285,17 @@ fn store_client(
     })?;
     client.wait_for_lanes(plan.timeout).map_err(|error| Stop::Lost(error.to_string()))?;
     Ok(client)
+}
+
+/// Has the client connect to the shard, which it does when it wants something of it; says what the connection goes through.
+fn connected(
+    client: &rangefold_workers::Client<auto::Endpoint, remote::RemoteDialer>,
+    timeout: Duration,
+) -> Result<Vec<Route>, Stop> {
+    let mut spec = TableSpec::dense(FIRST_TABLE, ElementType::F32, 1, UpdateFunction::Add);
+    spec.segments = 1;
+    let lost = |error: Error| Stop::Lost(error.to_string());
+    let table = client.table::<f32>(&spec).map_err(lost)?;
+    table.pull(0..1).and_then(|pull| pull.wait(timeout)).map_err(lost)?;
+    Ok(client.routes().into_iter().map(|(_, route)| route).collect())
 }

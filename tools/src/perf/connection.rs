@@ -13,7 +13,7 @@ use rangefold_transport::bootstrap::{
 };
 
 use super::stop::Stop;
-use crate::exit::Usage;
+use crate::exit::{Unavailable, Usage};
 
 /// What tells a measurement from a cluster's job, which counts from 1.
 const JOB: u16 = u16::from_be_bytes(*b"pf");
@@ -49,7 +49,7 @@ pub(super) fn open(address: &str, terms: &Terms, timeout: Duration) -> Result<Tc
     }
 }
 
-/// Opens a data connection of a session.
+/// Opens a data connection of a session, through shared memory if the terms say so.
 pub(super) fn join(address: &str, session: u64, terms: &Terms, timeout: Duration) -> Result<Link, Stop> {
     let hello =
         Hello { purpose: Purpose::Data { shard: 0 }, job: JOB, greeting: session.to_le_bytes().to_vec() };
@@ -66,6 +66,7 @@ pub(super) fn stop(error: DialError) -> Stop {
         | DialError::Unreachable { .. }
         | DialError::Late { .. }
         | DialError::Closed { .. } => Stop::Lost(error.to_string()),
+        DialError::Unshared { .. } => Stop::Failed(Unavailable(error.to_string()).into()),
         error => Stop::Failed(error.into()),
     }
 }

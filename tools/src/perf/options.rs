@@ -77,8 +77,8 @@ pub(super) struct ServerArguments {
     /// ports of the same address, which the system picks.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7701", value_parser = usage::listening)]
     pub(super) bind: String,
-    /// The transport: auto, uring or socket. auto takes what a client asks for; with another, clients that ask for something
-    /// else are refused.
+    /// The transport: auto, shm, uring or socket. auto takes what a client asks for; with another, clients that ask for
+    /// something else are refused.
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value_t = Wish::Auto, value_parser = usage::transport)]
     pub(super) transport: Wish,
     /// Processors for the threads that serve, as 0,1,4, in order; threads beyond them are not pinned.
@@ -97,7 +97,8 @@ pub(super) struct Common {
     /// The server, host and port. Without it a server runs in this process.
     #[arg(value_name = "HOST:PORT", value_parser = usage::reached)]
     address: Option<String>,
-    /// The transport: auto, uring, socket, or memory inside this process. Any but auto fails rather than take another.
+    /// The transport: auto, shm (a server of this host), uring, socket, or memory inside this process. Any but auto fails
+    /// rather than take another.
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value = "auto", value_parser = transport)]
     transport: Transport,
     /// Seconds of sending at each size [default: 0.25].
@@ -243,12 +244,11 @@ impl Transport {
 fn transport(name: &str) -> Result<Transport, String> {
     match name {
         "memory" => Ok(Transport::Memory),
-        "shm" => Ok(Transport::Absent("shm")),
         "verbs" => Ok(Transport::Absent("verbs")),
         name => name
             .parse()
             .map(Transport::Between)
-            .map_err(|_| format!("`{name}` is no transport; there are auto, uring, socket and memory")),
+            .map_err(|_| format!("`{name}` is no transport; there are auto, shm, uring, socket and memory")),
     }
 }
 
@@ -351,7 +351,7 @@ impl Plan {
         let Common { address, transport, rate, threads, timeout, .. } = common;
         if *transport == Transport::Memory && address.is_some() {
             return Err(Usage(
-                "the transport memory is for a server in this process; leave the address out, or take auto, uring or socket".into(),
+                "the transport memory is for a server in this process; leave the address out, or take auto, shm, uring or socket".into(),
             ));
         }
         // Each thread's own, so that a wait for the next message is no silence.
@@ -508,7 +508,7 @@ pub(super) mod tests {
             ("push --size 64M --threads 4", "fewer --threads"),
             ("push --check every --depth 2", "needs --depth 1"),
             ("push 127.0.0.1:1 --transport memory", "leave the address out"),
-            ("push --transport carrier-pigeon", "there are auto, uring, socket and memory"),
+            ("push --transport carrier-pigeon", "there are auto, shm, uring, socket and memory"),
             ("push --rate 0.1", "raise one of them"),
             ("push --rate -1", "positive"),
             ("push --depth 0", "0 is not in 1..=4096"),

@@ -82,10 +82,6 @@ pub(super) fn run(arguments: &ServerArguments) -> anyhow::Result<Verdict> {
         told: say::note,
         terms: arguments.terms.terms()?,
     };
-    // Now rather than when the first client comes.
-    if let Err(unavailable) = auto::Endpoint::new(&endpoint(options.transport, false)) {
-        return Err(Unavailable(unavailable.to_string()).into());
-    }
     let service = Service::start(&arguments.bind, options)?;
     let stopped = Arc::clone(&service.listener);
     ctrlc::set_handler(move || stopped.stop()).context("cannot catch interrupts")?;
@@ -98,9 +94,17 @@ impl Service {
     /// Listens at `address` and serves on a thread.
     ///
     /// # Errors
-    /// The address cannot be bound, or others than this host could connect.
+    /// The address cannot be bound, or others than this host could connect; the transport cannot be had.
     pub(super) fn start(address: &str, options: Options) -> anyhow::Result<Self> {
-        let listener = Arc::new(connection::listen(address, options.terms.clone())?);
+        // Now rather than when the first client comes.
+        let (tried, _) = auto::Endpoint::new(&endpoint(options.transport, false))
+            .map_err(|unavailable| Unavailable(unavailable.to_string()))?;
+        let terms = Terms { sharing: tried.sharing(), ..options.terms.clone() };
+        drop(tried);
+        let listener = Arc::new(connection::listen(address, terms)?);
+        if let Some(reason) = listener.unshared() {
+            (options.told)(&format!("no memory is shared with clients of this host: {reason}"));
+        }
         let desk = Arc::new(Desk {
             options,
             host: Host::here(),
@@ -147,7 +151,7 @@ fn endpoint(wish: Wish, store: bool) -> auto::Options {
 struct Door(Arc<Desk>);
 
 impl Handler for Door {
-    fn decide(&self, hello: &Hello, _: SocketAddr) -> Admission {
+    fn decide(&self, hello: &Hello, _: Option<SocketAddr>) -> Admission {
         match connection::visitor(hello) {
             Ok(Visitor::Data(session)) if !self.0.receivers().contains_key(&session) => {
                 Admission::Refuse { text: format!("there is no session {session} here") }
@@ -217,13 +221,14 @@ impl Desk {
         let (tried, choice) =
             auto::Endpoint::new(&options).map_err(|unavailable| refuse(unavailable.into(), true))?;
         let body_bytes_max = u64::from(tried.capabilities().body_bytes_max);
+        let sharing = tried.sharing();
         drop(tried);
         let busy_threads = self.busy_threads(&ask);
         let turns = Loop::new(Clock::new(), busy_threads).busy(self.options.busy_poll);
         let mut ready = Ready {
             session,
             host: self.host.clone(),
-            chosen: Chosen::new(choice, &[]),
+            chosen: Chosen::before(choice),
             waiting: turns.to_string(),
             body_bytes_max,
             scheduler_port: 0,
@@ -235,7 +240,7 @@ impl Desk {
                 cores: self.options.cores.clone(),
                 busy_threads,
                 busy_poll: self.options.busy_poll,
-                terms: self.options.terms.clone(),
+                terms: Terms { sharing, ..self.options.terms.clone() },
             };
             let ip = stream.local_addr()?.ip();
             let cluster = Cluster::start(ip, shard).map_err(|error| refuse(error, false))?;

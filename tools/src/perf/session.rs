@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rangefold_transport::Route;
 use rangefold_transport::auto::{Choice, Wish};
 use rangefold_transport::bootstrap::Terms;
 use rangefold_workers::control_stream::{read, write};
@@ -26,12 +27,17 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Transports that a server may name as not chosen.
 const REASONS_MAX: usize = 8;
 
+/// What is said before it is known whether the other side is of this host.
+const SHARES: &str = "shm or ";
+/// Why a connection within one host goes over nothing else.
+const SHARED: &str = "both sides run on one host, and shared memory is faster";
+
 /// What a client asks of a server: one session of its own.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub(super) struct Ask {
     /// A store, or receivers on the raw transport.
     pub(super) store: bool,
-    /// `auto`, `uring` or `socket`.
+    /// `auto`, `shm`, `uring` or `socket`.
     pub(super) transport: String,
     /// Threads of the client.
     pub(super) threads: u16,
@@ -86,14 +92,46 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// Of an endpoint with one connection, as all are here. `and_not` are those that the choice knows nothing of.
-    pub(super) fn new(choice: Choice, and_not: &[(&str, &str)]) -> Self {
+    /// Of an endpoint with one connection, as all are here, before there is one.
+    pub(super) fn before(choice: Choice) -> Self {
         let choice = choice.for_links(1);
-        let refused = choice.refused.iter().map(|refusal| (refusal.transport, refusal.reason.as_str()));
-        let refused = refused.chain(and_not.iter().copied());
-        Self {
-            transport: choice.transport.into(),
-            refused: refused.map(|(name, reason)| (name.to_owned(), reason.to_owned())).collect(),
+        let transport =
+            if choice.shares { format!("{SHARES}{}", choice.transport) } else { choice.transport.into() };
+        let refused =
+            choice.refused.into_iter().map(|refusal| (refusal.transport.to_owned(), refusal.reason));
+        Self { transport, refused: refused.collect() }
+    }
+
+    /// The same with a connection over `route`. `and_not` are those that the choice knows nothing of.
+    pub(super) fn over(choice: Choice, route: &Route, and_not: &[(&str, &str)]) -> Self {
+        let choice = choice.for_links(1);
+        let mut refused: Vec<(String, String)> = Vec::new();
+        let transport = match route {
+            Route::Shared if choice.shares => {
+                let others = ["uring", "socket"].into_iter();
+                refused.extend(others.map(|name| (name.into(), SHARED.into())));
+                "shm"
+            }
+            _ => {
+                let of_choice = choice.refused.into_iter();
+                refused.extend(of_choice.map(|refusal| (refusal.transport.to_owned(), refusal.reason)));
+                if let Route::Tcp(Some(why)) = route {
+                    refused.push(("shm".into(), why.to_string()));
+                }
+                choice.transport
+            }
+        };
+        refused.extend(and_not.iter().map(|&(name, reason)| (name.to_owned(), reason.to_owned())));
+        Self { transport: transport.into(), refused }
+    }
+
+    /// What the other side of a connection over `route` says of itself, now that there is one.
+    pub(super) fn known(&mut self, route: &Route) {
+        let Some(otherwise) = self.transport.strip_prefix(SHARES).map(str::to_owned) else { return };
+        if *route == Route::Shared {
+            (self.transport, self.refused) = ("shm".into(), Vec::new());
+        } else {
+            self.transport = otherwise;
         }
     }
 
@@ -204,6 +242,8 @@ pub(super) fn keep(mut stream: &TcpStream, end: impl Fn() -> bool) {
 
 #[cfg(test)]
 mod tests {
+    use rangefold_transport::bootstrap::Unshared;
+
     use super::*;
 
     #[test]
@@ -211,7 +251,26 @@ mod tests {
         assert_eq!(agreed(Wish::Auto, Wish::Uring), Ok(Wish::Uring));
         assert_eq!(agreed(Wish::Socket, Wish::Auto), Ok(Wish::Socket));
         assert_eq!(agreed(Wish::Socket, Wish::Socket), Ok(Wish::Socket));
+        assert_eq!(agreed(Wish::Auto, Wish::Shm), Ok(Wish::Shm));
         assert!(agreed(Wish::Socket, Wish::Uring).unwrap_err().contains("give both the same"));
+    }
+
+    #[test]
+    fn what_is_travelled_over_is_said_when_it_is_known() {
+        let choice = |shares| Choice { transport: "socket", shares, refused: Vec::new() };
+        for (route, shares, expected, of_server) in [
+            (Route::Shared, true, "shm", "shm"),
+            (Route::Tcp(None), true, "socket", "socket"),
+            (Route::Tcp(None), false, "socket", "socket"),
+        ] {
+            assert_eq!(Chosen::over(choice(shares), &route, &[]).transport, expected);
+            let mut server = Chosen::before(choice(shares));
+            server.known(&route);
+            assert_eq!(server.transport, of_server);
+        }
+        let failed = Route::Tcp(Some(Unshared::Failed("no room".into())));
+        let reasons: Vec<String> = Chosen::over(choice(true), &failed, &[]).reasons().collect();
+        assert_eq!(reasons, ["not shm: no room"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod model;
 mod options;
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::ProgressBar;
 use rangefold::embed::{self, Cluster};
+use rangefold::remote::{Choice, Route, Unshared};
 use rangefold::{Client, Dialer, Endpoint, Limits, ShardId, pinning, remote};
 use rangefold_learn::mapping::Mapping;
 use rangefold_learn::plan::Reason;
@@ -148,6 +149,7 @@ fn joined(
     line.finish_and_clear();
     let (outcome, share) = worked?;
     let seconds = begun.elapsed().as_secs_f64();
+    let transport = travelled(client.routes().into_iter().map(|(_, route)| route), &choice);
     let (shares, reports) = exchange(&client, rank, arguments.workers, share, job.deadline)
         .unwrap_or_else(|error| {
             say::note(&format!(
@@ -157,14 +159,17 @@ fn joined(
             (vec![share], true)
         });
     client.leave();
-    Ok(Finished {
-        outcome,
-        shares,
-        servers: Vec::new(),
-        seconds,
-        transport: choice.transport.into(),
-        reports,
-    })
+    Ok(Finished { outcome, shares, servers: Vec::new(), seconds, transport, reports })
+}
+
+/// What the data travelled over: each way once.
+fn travelled(routes: impl Iterator<Item = Route>, choice: &Choice) -> String {
+    let names: BTreeSet<&str> =
+        routes.map(|route| if route == Route::Shared { "shm" } else { choice.transport }).collect();
+    match names.is_empty() {
+        true => choice.transport.into(),
+        false => names.into_iter().collect::<Vec<_>>().join(" and "),
+    }
 }
 
 /// What all workers did, by notices; one that was lost has left none. Says also whether it is this one who reports.
@@ -224,7 +229,8 @@ fn work<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
     Ok((outcome, share))
 }
 
-/// Says what a worker waits for when it has waited for long, once for each wait, and which connections it loses and has again.
+/// Says what a worker waits for when it has waited for long, once for each wait, which connections it loses and has again, and
+/// which of them might go through shared memory and do not.
 fn name_stalls<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
     client: &Client<E, D>,
     rank: u32,
@@ -233,7 +239,14 @@ fn name_stalls<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
 ) {
     let mut told = false;
     let mut lost: BTreeMap<ShardId, String> = BTreeMap::new();
-    while end.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+    let mut over: BTreeMap<ShardId, Route> = BTreeMap::new();
+    loop {
+        let is_over = end.recv_timeout(LOOK) != Err(mpsc::RecvTimeoutError::Timeout);
+        // Once more at the end: a job may be shorter than the time between two looks.
+        name_routes(client, rank, &mut over);
+        if is_over {
+            return;
+        }
         let now: BTreeMap<ShardId, String> = client.disconnected().into_iter().collect();
         for (shard, why) in now.iter().filter(|(shard, _)| !lost.contains_key(shard)) {
             say::note(&format!("worker {rank} has no connection to {shard:?}: {why}"));
@@ -254,6 +267,23 @@ fn name_stalls<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
             }
             _ => told = false,
         }
+    }
+}
+
+/// Says of each connection once, and when it has changed, why it goes over TCP though its server might be of this host.
+fn name_routes<E: Endpoint + Send + 'static, D: Dialer + Send + 'static>(
+    client: &Client<E, D>,
+    rank: u32,
+    told: &mut BTreeMap<ShardId, Route>,
+) {
+    for (shard, route) in client.routes() {
+        if told.get(&shard) == Some(&route) {
+            continue;
+        }
+        if matches!(&route, Route::Tcp(Some(why)) if *why != Unshared::OtherHost) {
+            say::note(&format!("worker {rank} reaches {shard:?} over {route}"));
+        }
+        told.insert(shard, route);
     }
 }
 

@@ -68,7 +68,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", env = "RANGEFOLD_RANK", allow_negative_numbers = true,
         value_parser = clap::value_parser!(u32).range(0..))]
     rank: Option<u32>,
-    /// The transport of the data of a running cluster: auto, uring or socket. Any but auto fails rather than take another. An
+    /// The transport of the data of a running cluster: auto, shm, uring or socket. Any but auto fails rather than take another. An
     /// embedded cluster uses memory.
     #[arg(long, value_name = "X", env = "RANGEFOLD_TRANSPORT", default_value = "auto", value_parser = transport)]
     transport: Transport,
@@ -170,7 +170,7 @@ impl Arguments {
     }
 
     fn embedded(&self, given: &Given<'_>) -> Result<Place<'_>, Usage> {
-        if let Transport::Between(wish @ (Wish::Uring | Wish::Socket)) = self.transport {
+        if let Transport::Between(wish @ (Wish::Uring | Wish::Socket | Wish::Shm)) = self.transport {
             return Err(Usage(format!(
                 "{} asks for {wish}, which connects processes, but without --scheduler the cluster is embedded in this \
                  process and uses memory. `rangefold launch --transport {wish} -- train lr` makes a cluster of processes; \
@@ -199,7 +199,7 @@ impl Arguments {
         let Transport::Between(wish) = self.transport else {
             return Err(Usage(
                 "the transport memory is for embedded clusters; a worker that joins a scheduler is a process of its own: \
-                 take auto, uring or socket"
+                 take auto, shm, uring or socket"
                     .into(),
             ));
         };

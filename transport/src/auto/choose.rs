@@ -18,11 +18,13 @@ pub enum Wish {
     Uring,
     /// Non-blocking sockets.
     Socket,
+    /// Shared memory with processes of the same host or nothing.
+    Shm,
 }
 
 /// A name that is no transport.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("`{0}` is no transport; there are auto, uring and socket")]
+#[error("`{0}` is no transport; there are auto, shm, uring and socket")]
 pub struct NoSuchTransport(String);
 
 impl FromStr for Wish {
@@ -33,6 +35,7 @@ impl FromStr for Wish {
             "auto" => Ok(Self::Auto),
             "uring" => Ok(Self::Uring),
             "socket" => Ok(Self::Socket),
+            "shm" => Ok(Self::Shm),
             other => Err(NoSuchTransport(other.into())),
         }
     }
@@ -44,6 +47,7 @@ impl fmt::Display for Wish {
             Self::Auto => "auto",
             Self::Uring => "uring",
             Self::Socket => "socket",
+            Self::Shm => "shm",
         })
     }
 }
@@ -60,8 +64,10 @@ pub struct Refusal {
 /// What was taken, and why nothing else.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Choice {
-    /// The backend's name.
+    /// The backend's name; where memory is shared with processes of the same host, that of the way to all others.
     pub transport: &'static str,
+    /// Whether memory is shared with processes of the same host, though `transport` is another way.
+    pub shares: bool,
     /// All others.
     pub refused: Vec<Refusal>,
 }
@@ -76,13 +82,18 @@ impl Choice {
         let reason = format!(
             "the first {SOCKETS_MAX} connections of a thread go over sockets, which are faster for few"
         );
-        Self { transport: "socket", refused: vec![Refusal { transport: "uring", reason }] }
+        let mut refused = vec![Refusal { transport: "uring", reason }];
+        refused.extend(self.refused);
+        Self { transport: "socket", refused, ..self }
     }
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.transport)?;
+        if self.shares {
+            f.write_str("shm with processes of this host, else ")?;
+        }
+        f.write_str(self.transport)?;
         if self.transport == BOTH {
             write!(
                 f,
@@ -113,29 +124,46 @@ pub(super) const SEVERAL_THREADS: &str =
 /// What a thread with both ways uses.
 pub(super) const BOTH: &str = "socket and uring";
 
-/// Chooses. `uring` says whether io_uring can be had, and if not why; `socket` the same of plain sockets.
-pub(super) fn choose(
-    wish: Wish,
-    uring: Result<(), String>,
-    socket: Result<(), String>,
-) -> Result<Choice, Unavailable> {
-    let refused = |transport, reason: String| vec![Refusal { transport, reason }];
-    match (wish, uring, socket) {
-        (Wish::Auto, Ok(()), Ok(())) => Ok(Choice { transport: BOTH, refused: Vec::new() }),
-        (Wish::Auto, Err(reason), Ok(())) => {
-            Ok(Choice { transport: "socket", refused: refused("uring", reason) })
+/// Whether each backend can be had, and if not why.
+pub(super) struct Offers {
+    pub(super) uring: Result<(), String>,
+    pub(super) socket: Result<(), String>,
+    pub(super) shm: Result<(), String>,
+}
+
+/// Chooses.
+pub(super) fn choose(wish: Wish, offers: Offers) -> Result<Choice, Unavailable> {
+    let Offers { uring, socket, shm } = offers;
+    let refused = |transport, reason: String| Refusal { transport, reason };
+    // What was not asked for.
+    let but = |others: [&'static str; 2]| -> Vec<Refusal> {
+        others.map(|transport| refused(transport, format!("{wish} was asked for"))).into()
+    };
+    let alone = |transport, refused| Choice { transport, shares: false, refused };
+    match wish {
+        Wish::Uring => match uring {
+            Ok(()) => Ok(alone("uring", but(["socket", "shm"]))),
+            Err(reason) => Err(Unavailable { transport: "uring", reason }),
+        },
+        Wish::Socket => match socket {
+            Ok(()) => Ok(alone("socket", but(["uring", "shm"]))),
+            Err(reason) => Err(Unavailable { transport: "socket", reason }),
+        },
+        Wish::Shm => match shm {
+            Ok(()) => Ok(alone("shm", but(["uring", "socket"]))),
+            Err(reason) => Err(Unavailable { transport: "shm", reason }),
+        },
+        Wish::Auto => {
+            let (transport, mut refusals) = match (uring, socket) {
+                (Ok(()), Ok(())) => (BOTH, Vec::new()),
+                (Err(reason), Ok(())) => ("socket", vec![refused("uring", reason)]),
+                (Ok(()), Err(reason)) => ("uring", vec![refused("socket", reason)]),
+                (Err(_), Err(reason)) => return Err(Unavailable { transport: "socket", reason }),
+            };
+            let shares = shm.is_ok();
+            refusals.extend(shm.err().map(|reason| refused("shm", reason)));
+            Ok(Choice { transport, shares, refused: refusals })
         }
-        (Wish::Auto, Ok(()), Err(reason)) => {
-            Ok(Choice { transport: "uring", refused: refused("socket", reason) })
-        }
-        (Wish::Uring, Ok(()), _) => {
-            Ok(Choice { transport: "uring", refused: refused("socket", "uring was asked for".into()) })
-        }
-        (Wish::Uring, Err(reason), _) => Err(Unavailable { transport: "uring", reason }),
-        (Wish::Socket, _, Ok(())) => {
-            Ok(Choice { transport: "socket", refused: refused("uring", "socket was asked for".into()) })
-        }
-        (Wish::Socket | Wish::Auto, _, Err(reason)) => Err(Unavailable { transport: "socket", reason }),
     }
 }
 
@@ -143,28 +171,53 @@ pub(super) fn choose(
 mod tests {
     use super::*;
 
+    fn offers(uring: bool, socket: bool, shm: bool) -> Offers {
+        let offer = |is_there: bool| is_there.then_some(()).ok_or_else(|| "denied by policy".to_owned());
+        Offers { uring: offer(uring), socket: offer(socket), shm: offer(shm) }
+    }
+
     #[test]
     fn a_wish_is_kept_or_refused_never_replaced() {
-        let no = || Err("denied by policy".to_owned());
-        let both = choose(Wish::Auto, Ok(()), Ok(())).unwrap().to_string();
-        assert!(both.starts_with("socket and uring (socket for the first 4 connections"), "{both}");
-        let for_links = |links| choose(Wish::Auto, Ok(()), Ok(())).unwrap().for_links(links).transport;
-        assert_eq!((for_links(4), for_links(5)), ("socket", "socket and uring"));
-        assert_eq!(choose(Wish::Uring, Ok(()), Ok(())).unwrap().for_links(1).transport, "uring");
-        let fallen = choose(Wish::Auto, no(), Ok(())).unwrap();
-        assert_eq!(fallen.to_string(), "socket (not uring: denied by policy)");
-        assert_eq!(choose(Wish::Socket, Ok(()), Ok(())).unwrap().transport, "socket");
-        let refused = choose(Wish::Uring, no(), Ok(())).unwrap_err();
-        assert_eq!(refused.to_string(), "transport uring cannot be used: denied by policy");
-        assert!(choose(Wish::Auto, no(), no()).is_err());
+        for (wish, name) in [(Wish::Uring, "uring"), (Wish::Socket, "socket"), (Wish::Shm, "shm")] {
+            let there = |name: &str| offers(name == "uring", name == "socket", name == "shm");
+            assert_eq!(choose(wish, there(name)).unwrap().transport, name);
+            for other in ["uring", "socket", "shm"] {
+                if other != name {
+                    let refused = choose(wish, there(other)).unwrap_err().to_string();
+                    assert_eq!(refused, format!("transport {name} cannot be used: denied by policy"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn auto_says_what_is_for_whom_and_why_not_the_rest() {
+        let said = |uring, socket, shm| choose(Wish::Auto, offers(uring, socket, shm)).unwrap().to_string();
+        let all = said(true, true, true);
+        let expected =
+            "shm with processes of this host, else socket and uring (socket for the first 4 connections";
+        assert!(all.starts_with(expected), "{all}");
+        let expected = "shm with processes of this host, else socket (not uring: denied by policy)";
+        assert_eq!(said(false, true, true), expected);
+        let expected = "socket (not uring: denied by policy; not shm: denied by policy)";
+        assert_eq!(said(false, true, false), expected);
+        assert_eq!(
+            said(true, false, false),
+            "uring (not socket: denied by policy; not shm: denied by policy)"
+        );
+        assert!(choose(Wish::Auto, offers(false, false, true)).is_err(), "other hosts would be out of reach");
+        let for_links = |links| choose(Wish::Auto, offers(true, true, true)).unwrap().for_links(links);
+        assert_eq!((for_links(4).transport, for_links(5).transport), ("socket", BOTH));
+        assert!(for_links(4).shares && for_links(5).shares);
+        assert_eq!(choose(Wish::Uring, offers(true, true, true)).unwrap().for_links(1).transport, "uring");
     }
 
     #[test]
     fn names_are_read_as_they_are_printed() {
-        for wish in [Wish::Auto, Wish::Uring, Wish::Socket] {
+        for wish in [Wish::Auto, Wish::Uring, Wish::Socket, Wish::Shm] {
             assert_eq!(wish.to_string().parse(), Ok(wish));
         }
         let error = "rdma".parse::<Wish>().unwrap_err();
-        assert_eq!(error.to_string(), "`rdma` is no transport; there are auto, uring and socket");
+        assert_eq!(error.to_string(), "`rdma` is no transport; there are auto, shm, uring and socket");
     }
 }

@@ -6,9 +6,13 @@
 //! dialler                                  acceptor
 //!         hello                       ->           purpose, shard, job; whether it has a secret
 //!                                     <-   challenge: the acceptor's nonce
-//!         claim: nonce, greeting, proof ->
-//!                                     <-   ready: number, greeting, proof    or    refused: text, proof
+//!         claim: nonce, origin, greeting, proof ->
+//!                                     <-   ready: number, greeting, proof, or refused: text, proof,
+//!                                          or elsewhere: name, proof
 //! ```
+//!
+//! *Elsewhere* is the abstract name of the acceptor's Unix socket: both sides can share memory and want to. The dialler gives this
+//! stream up and begins anew over that one, where the same machines meet and the claim says that it is so.
 //!
 //! A proof is HMAC-SHA-256 under the secret over a label that names the version and the role, and then every byte that was
 //! said before it, of both sides. So each side's proof covers both nonces, and nobody can alter or replay anything, or
@@ -22,16 +26,17 @@ use sha2::Sha256;
 
 use super::message::{
     Answer, AnswerHead, FIXED_BYTES, GREETING_BYTES_MAX, Hello, HelloHead, MAGIC, NONCE_BYTES, Nonce,
-    PROOF_BYTES, Wrong, shortened,
+    ORIGIN_BYTES, PROOF_BYTES, Wrong, decode_origin, encode_origin, shortened,
 };
 use super::secret::Secret;
+use super::sharing::{Asked, Origin, Unshared};
 
 /// Bytes that a side asks for at a time, at most: a claim.
-pub(super) const READ_BYTES_MAX: usize = NONCE_BYTES + GREETING_BYTES_MAX + PROOF_BYTES;
+pub(super) const READ_BYTES_MAX: usize = NONCE_BYTES + ORIGIN_BYTES + GREETING_BYTES_MAX + PROOF_BYTES;
 
 const LABEL_BYTES: usize = 32;
-const DIALLER: &[u8; LABEL_BYTES] = b"rangefold handshake 2, dialler  ";
-const ACCEPTOR: &[u8; LABEL_BYTES] = b"rangefold handshake 2, acceptor ";
+const DIALLER: &[u8; LABEL_BYTES] = b"rangefold handshake 3, dialler  ";
+const ACCEPTOR: &[u8; LABEL_BYTES] = b"rangefold handshake 3, acceptor ";
 
 /// What a side does next.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -212,12 +217,12 @@ impl Acceptor {
         next(Vec::new(), Fixed::Magic.wants())
     }
 
-    /// Takes the bytes that the last step asked for. The end is a hello whose sender has proven itself, to be answered by
-    /// [`Self::ready`] or [`Self::refused`].
+    /// Takes the bytes that the last step asked for. The end is a visitor that has proven itself, to be answered by
+    /// [`Self::ready`], [`Self::refused`] or [`Self::elsewhere`].
     ///
     /// # Errors
     /// [`Fault`]; [`Self::farewell`] has the last word then.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<Step<Hello>, Fault> {
+    pub fn take(&mut self, bytes: &[u8]) -> Result<Step<Visitor>, Fault> {
         match self.expects {
             Expected::Hello(Fixed::Magic) if bytes == MAGIC => {
                 self.expects = Expected::Hello(Fixed::Rest);
@@ -229,7 +234,7 @@ impl Acceptor {
         }
     }
 
-    fn greeted(&mut self, fixed: &[u8; FIXED_BYTES]) -> Result<Step<Hello>, Fault> {
+    fn greeted(&mut self, fixed: &[u8; FIXED_BYTES]) -> Result<Step<Visitor>, Fault> {
         let hello = HelloHead::decode(fixed)?;
         let has_secret = self.transcript.secret.is_some();
         if let Some(mismatch) = Mismatch::between(has_secret, hello.has_secret) {
@@ -240,13 +245,14 @@ impl Acceptor {
         let challenge = [&head[..], &self.nonce].concat();
         self.transcript.note(&challenge);
         self.expects = Expected::Claim(hello);
-        Ok(next(challenge, NONCE_BYTES + hello.greeting_bytes + PROOF_BYTES))
+        Ok(next(challenge, NONCE_BYTES + ORIGIN_BYTES + hello.greeting_bytes + PROOF_BYTES))
     }
 
-    fn claimed(&mut self, head: HelloHead, claim: &[u8]) -> Result<Hello, Fault> {
+    fn claimed(&mut self, head: HelloHead, claim: &[u8]) -> Result<Visitor, Fault> {
         self.expects = Expected::Nothing;
         let (said, proof) = claim.split_last_chunk::<PROOF_BYTES>().ok_or(Fault::Foreign)?;
-        let greeting = said.get(NONCE_BYTES..).ok_or(Fault::Foreign)?;
+        let (_, rest) = said.split_first_chunk::<NONCE_BYTES>().ok_or(Fault::Foreign)?;
+        let (origin, greeting) = rest.split_first_chunk::<ORIGIN_BYTES>().ok_or(Fault::Foreign)?;
         if greeting.len() != head.greeting_bytes {
             return Err(Fault::Foreign);
         }
@@ -254,18 +260,30 @@ impl Acceptor {
         if !self.transcript.proven(DIALLER, proof) {
             return Err(Fault::Unauthenticated(Mismatch::Differ));
         }
+        let origin = decode_origin(origin)?;
         self.expects = Expected::Verdict;
-        Ok(Hello { purpose: head.purpose, job: head.job, greeting: greeting.to_vec() })
+        let hello = Hello { purpose: head.purpose, job: head.job, greeting: greeting.to_vec() };
+        Ok(Visitor { hello, origin })
     }
 
-    /// What lets the other side in.
+    /// What lets the other side in, on this stream; and why not through shared memory, if it would have.
     ///
     /// # Panics
     /// When the greeting is longer than [`GREETING_BYTES_MAX`], or the other side has not proven itself.
     #[must_use]
-    pub fn ready(self, number: u64, greeting: &[u8]) -> Vec<u8> {
+    pub fn ready(self, number: u64, greeting: &[u8], unshared: Option<Unshared>) -> Vec<u8> {
         assert!(greeting.len() <= GREETING_BYTES_MAX, "a greeting of {} bytes", greeting.len());
-        self.answer(Answer::Ready { number, greeting_bytes: greeting.len() }, greeting)
+        self.answer(Answer::Ready { number, greeting_bytes: greeting.len(), unshared }, greeting)
+    }
+
+    /// What sends the other side on to the Unix socket of this abstract name.
+    ///
+    /// # Panics
+    /// When the name is longer than [`GREETING_BYTES_MAX`], or the other side has not proven itself.
+    #[must_use]
+    pub fn elsewhere(self, name: &[u8]) -> Vec<u8> {
+        assert!(name.len() <= GREETING_BYTES_MAX, "a name of {} bytes", name.len());
+        self.answer(Answer::Elsewhere { name_bytes: name.len() }, name)
     }
 
     /// What tells the other side why it may not come in; the text is shortened to [`GREETING_BYTES_MAX`].
@@ -299,6 +317,15 @@ impl Acceptor {
     }
 }
 
+/// Who has proven itself to an acceptor.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Visitor {
+    /// What it wants.
+    pub hello: Hello,
+    /// Where it is, and how its data may travel.
+    pub origin: Origin,
+}
+
 /// What a dialler is told at the end, by an acceptor that has proven itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Welcome {
@@ -306,6 +333,17 @@ pub struct Welcome {
     pub number: u64,
     /// Opaque here.
     pub greeting: Vec<u8>,
+    /// Why it does not go through shared memory, if that was asked for.
+    pub unshared: Option<Unshared>,
+}
+
+/// How a handshake ends for a dialler.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It is in.
+    Ready(Welcome),
+    /// It is to go on at the Unix socket of this abstract name. Only who has asked for shared memory over TCP hears this.
+    Elsewhere(Vec<u8>),
 }
 
 /// The dialling side.
@@ -313,12 +351,13 @@ pub struct Welcome {
 pub struct Dialler {
     transcript: Transcript,
     nonce: Nonce,
+    origin: Origin,
     greeting: Vec<u8>,
     awaits: Awaited,
 }
 
 /// What a dialler waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Awaited {
     Challenge(Fixed),
     Nonce,
@@ -333,12 +372,12 @@ impl Dialler {
     /// # Panics
     /// When the greeting is longer than [`GREETING_BYTES_MAX`].
     #[must_use]
-    pub fn begin<T>(hello: &Hello, secret: Option<Secret>, nonce: Nonce) -> (Self, Step<T>) {
+    pub fn begin<T>(hello: &Hello, origin: Origin, secret: Option<Secret>, nonce: Nonce) -> (Self, Step<T>) {
         let head = HelloHead::of(hello, secret.is_some()).encode();
         let mut transcript = Transcript::new(secret);
         transcript.note(&head);
         let awaits = Awaited::Challenge(Fixed::Magic);
-        let dialler = Self { transcript, nonce, greeting: hello.greeting.clone(), awaits };
+        let dialler = Self { transcript, nonce, origin, greeting: hello.greeting.clone(), awaits };
         (dialler, next(head.to_vec(), Fixed::Magic.wants()))
     }
 
@@ -346,8 +385,8 @@ impl Dialler {
     ///
     /// # Errors
     /// [`Fault`]: there is no connection.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<Step<Welcome>, Fault> {
-        match self.awaits {
+    pub fn take(&mut self, bytes: &[u8]) -> Result<Step<Verdict>, Fault> {
+        match &self.awaits {
             Awaited::Challenge(Fixed::Magic) if bytes == MAGIC => {
                 self.awaits = Awaited::Challenge(Fixed::Rest);
                 Ok(next(Vec::new(), Fixed::Rest.wants()))
@@ -359,64 +398,74 @@ impl Dialler {
                 Ok(next(Vec::new(), Fixed::Rest.wants()))
             }
             Awaited::Verdict(Fixed::Rest) => self.judged(&whole(bytes)?),
-            Awaited::Proof(answer) => self.proven(answer, bytes).map(Step::End),
+            Awaited::Proof(answer) => {
+                let answer = answer.clone();
+                self.proven(answer, bytes).map(Step::End)
+            }
             Awaited::Challenge(Fixed::Magic) | Awaited::Verdict(Fixed::Magic) => Err(Fault::Foreign),
         }
     }
 
-    fn challenged(&mut self, fixed: &[u8; FIXED_BYTES]) -> Result<Step<Welcome>, Fault> {
+    fn challenged(&mut self, fixed: &[u8; FIXED_BYTES]) -> Result<Step<Verdict>, Fault> {
         let head = AnswerHead::decode(fixed)?;
-        match (head.answer, self.mismatch(head)) {
+        match (&head.answer, self.mismatch(&head)) {
             (Answer::Challenge, None) => {}
             // Never without a secret to who has one, never with one to who says that it has none.
             (Answer::Challenge, Some(mismatch)) => return Err(Fault::Unauthenticated(mismatch)),
-            _ => return Err(self.turned_away(head)),
+            _ => return Err(self.turned_away(&head)),
         }
         self.transcript.note(fixed);
         self.awaits = Awaited::Nonce;
         Ok(next(Vec::new(), NONCE_BYTES))
     }
 
-    fn claim(&mut self, nonce: &[u8]) -> Step<Welcome> {
+    fn claim(&mut self, nonce: &[u8]) -> Step<Verdict> {
         self.transcript.note(nonce);
-        let mut claim = [&self.nonce[..], &self.greeting].concat();
+        let mut claim = [&self.nonce[..], &encode_origin(&self.origin), &self.greeting].concat();
         self.transcript.note(&claim);
         claim.extend_from_slice(&self.transcript.prove(DIALLER));
         self.awaits = Awaited::Verdict(Fixed::Magic);
         next(claim, Fixed::Magic.wants())
     }
 
-    fn judged(&mut self, fixed: &[u8; FIXED_BYTES]) -> Result<Step<Welcome>, Fault> {
+    fn judged(&mut self, fixed: &[u8; FIXED_BYTES]) -> Result<Step<Verdict>, Fault> {
         let head = AnswerHead::decode(fixed)?;
-        let (Answer::Ready { greeting_bytes: bytes, .. } | Answer::Refused { text_bytes: bytes }) =
-            head.answer
-        else {
-            return Err(self.turned_away(head));
+        let bytes = match head.answer {
+            Answer::Ready { greeting_bytes: bytes, .. } | Answer::Refused { text_bytes: bytes } => bytes,
+            Answer::Elsewhere { name_bytes } if self.may_go_elsewhere() => name_bytes,
+            _ => return Err(self.turned_away(&head)),
         };
         self.transcript.note(fixed);
         self.awaits = Awaited::Proof(head.answer);
         Ok(next(Vec::new(), bytes + PROOF_BYTES))
     }
 
-    fn proven(&mut self, answer: Answer, bytes: &[u8]) -> Result<Welcome, Fault> {
+    fn may_go_elsewhere(&self) -> bool {
+        matches!(self.origin.asked, Asked::Either | Asked::Memory)
+    }
+
+    fn proven(&mut self, answer: Answer, bytes: &[u8]) -> Result<Verdict, Fault> {
         let (rest, proof) = bytes.split_last_chunk::<PROOF_BYTES>().ok_or(Fault::Foreign)?;
         self.transcript.note(rest);
         if !self.transcript.proven(ACCEPTOR, proof) {
             return Err(Fault::Unauthenticated(Mismatch::Unproven));
         }
         match answer {
-            Answer::Ready { number, .. } => Ok(Welcome { number, greeting: rest.to_vec() }),
+            Answer::Ready { number, unshared, .. } => {
+                Ok(Verdict::Ready(Welcome { number, greeting: rest.to_vec(), unshared }))
+            }
+            Answer::Elsewhere { .. } => Ok(Verdict::Elsewhere(rest.to_vec())),
             Answer::Refused { .. } => Err(Fault::Refused(String::from_utf8_lossy(rest).into_owned())),
             Answer::OtherVersion | Answer::Challenge | Answer::Unauthenticated => Err(Fault::Foreign),
         }
     }
 
-    fn mismatch(&self, head: AnswerHead) -> Option<Mismatch> {
+    fn mismatch(&self, head: &AnswerHead) -> Option<Mismatch> {
         Mismatch::between(self.transcript.secret.is_some(), head.has_secret)
     }
 
     /// What an answer without a proof comes to: nothing in it is believed but that there will be no connection.
-    fn turned_away(&self, head: AnswerHead) -> Fault {
+    fn turned_away(&self, head: &AnswerHead) -> Fault {
         match head.answer {
             Answer::Unauthenticated => {
                 Fault::Unauthenticated(self.mismatch(head).unwrap_or(Mismatch::Differ))

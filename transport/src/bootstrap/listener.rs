@@ -1,10 +1,14 @@
-//! The accepting side: one address, a bounded number of handshakes at a time.
+//! The accepting side: one address, a Unix socket beside it if memory is shared, a bounded number of handshakes at a time.
 //! Knows sockets and deadlines; asks a handler who may come in. Called by the control thread of a process.
+//!
+//! Who comes to the Unix socket is treated as who comes to the address: it counts among the same handshakes, has the same time,
+//! the making of the link included, and proves the same.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,11 +18,14 @@ use thiserror::Error;
 
 use super::Terms;
 use super::dial::named;
-use super::handshake::{Acceptor, Fault};
+use super::handshake::{Acceptor, Fault, Visitor};
 use super::message::{GREETING_BYTES_MAX, Hello, Purpose};
 use super::secret::draw;
+use super::sharing::{Ability, Direction, Door, Sharing, direct};
 use super::stream::{Failure, Stream, converse, settle, write};
-use crate::link::Link;
+use super::unix::UnixDoor;
+use crate::link::{Kind, Link};
+use crate::shm::{self, ExchangeError, RING_BYTES_DEFAULT};
 
 /// How a listener treats those who come.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,14 +34,25 @@ pub struct Options {
     pub handshakes_max: usize,
     /// For the whole of a handshake.
     pub handshake_timeout: Duration,
-    /// What they must prove, and how their silence is noticed.
+    /// What they must prove, how their silence is noticed, and whether data go through shared memory.
     pub terms: Terms,
+    /// Links through shared memory at a time; each maps up to twice [`RING_BYTES_DEFAULT`] and a page, charged to the other side.
+    pub shared_links_max: usize,
 }
 
+/// So many links have 1 GiB of rings, which is what an endpoint takes ([`shm::Limits`]).
+const SHARED_LINKS_MAX: usize = 511;
+
 impl Default for Options {
-    /// 16 threads are few and a stalled peer holds one for 5 s at most, so 16 stallers delay others by 5 s.
+    /// 16 threads are few and a stalled peer holds one for 5 s at most, so 16 stallers delay others by 5 s. Of links through
+    /// shared memory as many as one endpoint takes: more go over TCP.
     fn default() -> Self {
-        Self { handshakes_max: 16, handshake_timeout: Duration::from_secs(5), terms: Terms::default() }
+        Self {
+            handshakes_max: 16,
+            handshake_timeout: Duration::from_secs(5),
+            terms: Terms::default(),
+            shared_links_max: SHARED_LINKS_MAX,
+        }
     }
 }
 
@@ -79,6 +97,12 @@ pub enum BindError {
         address: String,
         /// The system's words.
         source: std::io::Error,
+    },
+    /// Shared memory was required.
+    #[error("cannot share memory with the processes of this host (--transport shm): {reason}")]
+    Unshared {
+        /// Why not.
+        reason: String,
     },
     /// Anything else.
     #[error(
@@ -132,8 +156,8 @@ pub enum Accepted {
 
 /// Decides who comes in, and takes them. Called on handshake threads, several at a time; must not block for long.
 pub trait Handler: Sync {
-    /// May this one come in?
-    fn decide(&self, hello: &Hello, from: SocketAddr) -> Answer;
+    /// May this one come in? Over the Unix socket nobody has an address.
+    fn decide(&self, hello: &Hello, from: Option<SocketAddr>) -> Answer;
     /// It is in: the other side has been told.
     fn accepted(&self, accepted: Accepted);
 }
@@ -157,6 +181,10 @@ pub struct Stats {
     pub foreign: u64,
     /// Gone by themselves before the end of the handshake.
     pub gone: u64,
+    /// Sent on to the Unix socket, where they come again.
+    pub referred: u64,
+    /// Proven there, and yet no memory was shared: theirs was not fit, or could not be mapped.
+    pub unshared: u64,
 }
 
 impl Stats {
@@ -170,6 +198,7 @@ impl Stats {
             (self.foreign, "spoke something else"),
             (self.late, "did not finish in time"),
             (self.gone, "went away"),
+            (self.unshared, "offered memory that cannot be shared"),
         ];
         let some: Vec<String> = kinds
             .iter()
@@ -190,11 +219,48 @@ struct Counters {
     late: AtomicU64,
     foreign: AtomicU64,
     gone: AtomicU64,
+    referred: AtomicU64,
+    unshared: AtomicU64,
+}
+
+/// Somebody who has connected.
+enum Caller {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+/// The means to end a handshake that waits.
+enum Ending {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Caller {
+    fn ending(&self) -> std::io::Result<Ending> {
+        match self {
+            Self::Tcp(stream, _) => stream.try_clone().map(Ending::Tcp),
+            Self::Unix(stream) => stream.try_clone().map(Ending::Unix),
+        }
+    }
+}
+
+impl Ending {
+    fn end(&self) {
+        // One that is gone by itself needs no end.
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
 }
 
 /// A bound address.
 pub struct Listener {
     socket: TcpListener,
+    /// Where processes of this host come to share memory, or why they cannot; without either if nobody wants it.
+    unix: Option<Result<UnixDoor, String>>,
+    /// Which of the two is looked at first; in turn.
+    unix_first: AtomicBool,
     address: SocketAddr,
     options: Options,
     counters: Counters,
@@ -202,7 +268,7 @@ pub struct Listener {
     bell: OwnedFd,
     stopped: AtomicBool,
     /// Handshakes under way, so that `stop` can end them.
-    active: Mutex<BTreeMap<u64, TcpStream>>,
+    active: Mutex<BTreeMap<u64, Ending>>,
     /// One has ended.
     ended: Condvar,
 }
@@ -236,8 +302,15 @@ impl Listener {
         socket.set_nonblocking(true).map_err(explain)?;
         let bound = socket.local_addr().map_err(explain)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let sharing = options.terms.sharing;
+        let unix = (sharing != Sharing::Never).then(|| UnixDoor::open(options.shared_links_max));
+        if let (Sharing::Required, Some(Err(reason))) = (sharing, &unix) {
+            return Err(BindError::Unshared { reason: reason.clone() });
+        }
         Ok(Self {
             socket,
+            unix,
+            unix_first: AtomicBool::new(false),
             address: bound,
             options,
             counters: Counters::default(),
@@ -254,6 +327,12 @@ impl Listener {
         self.address
     }
 
+    /// Why it shares no memory with the processes of this host, though it should.
+    #[must_use]
+    pub fn unshared(&self) -> Option<&str> {
+        self.unix.as_ref()?.as_ref().err().map(String::as_str)
+    }
+
     /// What has happened so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -268,6 +347,8 @@ impl Listener {
             late: read(&self.counters.late),
             foreign: read(&self.counters.foreign),
             gone: read(&self.counters.gone),
+            referred: read(&self.counters.referred),
+            unshared: read(&self.counters.unshared),
         }
     }
 
@@ -277,11 +358,11 @@ impl Listener {
         std::thread::scope(|scope| {
             for id in 0.. {
                 self.wait_for_room();
-                let Some((stream, from)) = self.next() else { break };
+                let Some(caller) = self.next() else { break };
                 count(&self.counters.connections);
-                // A thread's clone, so that `stop` can end a handshake that waits.
-                let Ok(clone) = stream.try_clone() else { continue };
-                self.active().insert(id, clone);
+                // A clone of the stream, so that `stop` can end a handshake that waits.
+                let Ok(ending) = caller.ending() else { continue };
+                self.active().insert(id, ending);
                 // Acquire, pairs with the Release in `stop`, which may have missed this one in the map.
                 if self.stopped.load(Ordering::Acquire) {
                     self.leave(id);
@@ -289,7 +370,10 @@ impl Listener {
                 }
                 let handshake = std::thread::Builder::new().name("rangefold-hello".into());
                 let spawned = handshake.spawn_scoped(scope, move || {
-                    self.handshake(stream, from, handler);
+                    match caller {
+                        Caller::Tcp(stream, from) => self.at_address(stream, from, handler),
+                        Caller::Unix(stream) => self.at_unix_socket(stream, handler),
+                    }
                     self.leave(id);
                 });
                 if spawned.is_err() {
@@ -306,8 +390,8 @@ impl Listener {
         self.stopped.store(true, Ordering::Release);
         // The bell is never read, so it stays rung. It cannot be full: it is rung once a call.
         let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
-        for stream in self.active().values() {
-            let _ = stream.shutdown(Shutdown::Both);
+        for ending in self.active().values() {
+            ending.end();
         }
     }
 
@@ -318,7 +402,7 @@ impl Listener {
         self.stopped.load(Ordering::Acquire)
     }
 
-    fn active(&self) -> MutexGuard<'_, BTreeMap<u64, TcpStream>> {
+    fn active(&self) -> MutexGuard<'_, BTreeMap<u64, Ending>> {
         // A handler that panics leaves the map whole.
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -335,24 +419,30 @@ impl Listener {
         }
     }
 
+    /// The Unix socket beside the address, if memory is shared.
+    pub(super) fn unix(&self) -> Option<&UnixDoor> {
+        self.unix.as_ref()?.as_ref().ok()
+    }
+
     /// The next connection; `None` after `stop`.
-    fn next(&self) -> Option<(TcpStream, SocketAddr)> {
+    fn next(&self) -> Option<Caller> {
         loop {
             // Acquire, pairs with the Release in `stop`.
             if self.stopped.load(Ordering::Acquire) {
                 return None;
             }
-            match self.socket.accept() {
-                Ok((stream, from)) => {
-                    if stream.set_nonblocking(false).is_ok() {
-                        return Some((stream, from));
-                    }
-                }
+            match self.accept() {
+                Ok(caller) => return Some(caller),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    let mut ready =
-                        [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.bell, PollFlags::IN)];
+                    let tcp = PollFd::new(&self.socket, PollFlags::IN);
+                    let bell = PollFd::new(&self.bell, PollFlags::IN);
                     // An error is a signal: look again.
-                    let _ = poll(&mut ready, None);
+                    let _ = match self.unix() {
+                        Some(unix) => {
+                            poll(&mut [tcp, bell, PollFd::new(&unix.listener, PollFlags::IN)], None)
+                        }
+                        None => poll(&mut [tcp, bell], None),
+                    };
                 }
                 // The connection is gone again, or files have run out: neither ends the listener.
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
@@ -360,8 +450,41 @@ impl Listener {
         }
     }
 
-    fn handshake(&self, stream: TcpStream, from: SocketAddr, handler: &dyn Handler) {
-        let (number, hello) = match self.receive(&stream, from, handler) {
+    /// Takes one from either socket. In turn, so that many at one do not keep those at the other waiting.
+    fn accept(&self) -> std::io::Result<Caller> {
+        // Relaxed: one thread serves.
+        let unix_first = self.unix_first.fetch_xor(true, Ordering::Relaxed);
+        let mut nobody = Err(std::io::ErrorKind::WouldBlock.into());
+        for unix in [unix_first, !unix_first] {
+            match if unix { self.accept_unix() } else { self.accept_tcp() } {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => nobody = Err(error),
+                caller => return caller,
+            }
+        }
+        nobody
+    }
+
+    fn accept_tcp(&self) -> std::io::Result<Caller> {
+        let (stream, from) = self.socket.accept()?;
+        stream.set_nonblocking(false)?;
+        Ok(Caller::Tcp(stream, from))
+    }
+
+    fn accept_unix(&self) -> std::io::Result<Caller> {
+        let unix = self.unix().ok_or(std::io::ErrorKind::WouldBlock)?;
+        let (stream, _) = unix.listener.accept()?;
+        stream.set_nonblocking(false)?;
+        Ok(Caller::Unix(stream))
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.options.handshake_timeout
+    }
+
+    fn at_address(&self, stream: TcpStream, from: SocketAddr, handler: &dyn Handler) {
+        let received = self.receive(&stream, Door::Tcp, Some(from), self.deadline(), handler);
+        let (number, Visitor { hello, .. }) = match received {
             Ok(received) => received,
             Err(counter) => return count(counter),
         };
@@ -380,21 +503,49 @@ impl Listener {
         }
     }
 
-    /// The accepting side of a handshake on any stream: the connection's number and what the other side has said, when it is
+    fn at_unix_socket(&self, stream: UnixStream, handler: &dyn Handler) {
+        let deadline = self.deadline();
+        let (number, Visitor { hello, origin }) =
+            match self.receive(&stream, Door::Unix, None, deadline, handler) {
+                Ok(received) => received,
+                Err(counter) => return count(counter),
+            };
+        let Purpose::Data { shard } = hello.purpose else { return count(&self.counters.foreign) };
+        // Another one was quicker to take the last place.
+        let Some(counted) = self.unix().and_then(UnixDoor::count_one) else {
+            return count(&self.counters.unshared);
+        };
+        match shm::accept(stream, number, RING_BYTES_DEFAULT, deadline) {
+            Ok(mut link) => {
+                if let Kind::Shm(half) = &mut link.kind {
+                    half.address = Some(format!("process {} of this host", origin.process).into());
+                    half.counted = Some(counted);
+                }
+                count(&self.counters.accepted);
+                handler.accepted(Accepted::Data { link, shard, hello });
+            }
+            Err(ExchangeError::Late) => count(&self.counters.late),
+            Err(ExchangeError::Closed) => count(&self.counters.gone),
+            Err(_) => count(&self.counters.unshared),
+        }
+    }
+
+    /// The accepting side of a handshake on any stream: the connection's number and who the other side is, when it is
     /// in and has been told; or what it counts as.
     fn receive(
         &self,
         stream: &impl Stream,
-        from: SocketAddr,
+        door: Door,
+        from: Option<SocketAddr>,
+        deadline: Instant,
         handler: &dyn Handler,
-    ) -> Result<(u64, Hello), &AtomicU64> {
-        let deadline = Instant::now() + self.options.handshake_timeout;
+    ) -> Result<(u64, Visitor), &AtomicU64> {
         // Without random numbers a handshake could be replayed, and two connections take each other's frames: nobody comes in.
         let Ok(nonce) = draw() else { return Err(&self.counters.gone) };
         let Ok(number) = draw().map(u64::from_le_bytes) else { return Err(&self.counters.gone) };
         let mut acceptor = Acceptor::new(self.options.terms.secret.clone(), nonce);
         let heard = converse(stream, deadline, acceptor.begin(), |bytes| acceptor.take(bytes));
-        let hello = heard.map_err(|failure| {
+        let visitor = heard.map_err(|failure| {
             if let Failure::Fault(fault) = &failure
                 && let Some(farewell) = acceptor.farewell(fault)
             {
@@ -403,7 +554,22 @@ impl Listener {
             }
             self.counter(&failure)
         })?;
-        let greeting = match handler.decide(&hello, from) {
+        let ability = self.unix().map_or(Ability::Unable, UnixDoor::ability);
+        let sharing = self.options.terms.sharing;
+        let unshared = match direct(door, sharing, ability, visitor.hello.purpose, &visitor.origin) {
+            Direction::Here(unshared) => unshared,
+            Direction::Elsewhere => {
+                // Whether it may come in is decided where it comes in.
+                let name = self.unix().map_or(&[][..], |unix| &unix.name);
+                let told = write(stream, deadline, &acceptor.elsewhere(name));
+                return Err(told.map_or_else(|failure| self.counter(&failure), |()| &self.counters.referred));
+            }
+            Direction::Out(text) => {
+                let _ = write(stream, deadline, &acceptor.refused(&text));
+                return Err(&self.counters.refused);
+            }
+        };
+        let greeting = match handler.decide(&visitor.hello, from) {
             Answer::Accept { greeting } if greeting.len() <= GREETING_BYTES_MAX => greeting,
             Answer::Accept { greeting } => {
                 debug_assert!(false, "a greeting of {} bytes", greeting.len());
@@ -414,9 +580,9 @@ impl Listener {
                 return Err(&self.counters.refused);
             }
         };
-        let ready = acceptor.ready(number, &greeting);
+        let ready = acceptor.ready(number, &greeting, unshared);
         write(stream, deadline, &ready).map_err(|failure| self.counter(&failure))?;
-        Ok((number, hello))
+        Ok((number, visitor))
     }
 
     fn counter(&self, failure: &Failure) -> &AtomicU64 {

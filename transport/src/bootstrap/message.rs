@@ -6,31 +6,42 @@
 //!  0 magic (8 bytes)                            0 magic (8 bytes)
 //!  8 version (2)                                8 version (2)
 //! 10 purpose: 1 control, 2 data                10 answer: 1 ready, 2 refused, 3 another version,
-//! 11 secret: 0 has none, 1 has one                4 challenge, 5 not authenticated
+//! 11 secret: 0 has none, 1 has one                4 challenge, 5 not authenticated, 6 elsewhere
 //! 12 shard (2)                                 11 secret: 0 has none, 1 has one
-//! 14 job (2)                                   12 bytes of the text or greeting (2)
-//! 16 bytes of the greeting (2)                 14 zero (2)
-//! 18 zero (6)                                  16 connection number (8), of 1; else zero
-//! 24 end                                       24 of 1: greeting, proof (32)
-//!                                                 of 2: text in UTF-8, proof (32)
-//!    Claim, of the dialler                        of 3 and 5: end
-//!  0 nonce (32)                                   of 4: nonce (32)
-//! 32 greeting
+//! 14 job (2)                                   12 bytes of the text, greeting or name (2)
+//! 16 bytes of the greeting (2)                 14 why no shared memory, of 1: 0 not asked for, 1 another
+//! 18 zero (6)                                     kernel, 2 not wanted, 3 cannot, 4 no room; else zero
+//! 24 end                                       15 zero
+//!                                              16 connection number (8), of 1; else zero
+//!    Claim, of the dialler                     24 of 1: greeting, proof (32)
+//!  0 nonce (32)                                   of 2: text in UTF-8, proof (32)
+//! 32 asks for: 0 TCP, 1 either,                   of 3 and 5: end
+//!    2 shared memory, 3 that here                 of 4: nonce (32)
+//! 33 zero (3)                                     of 6: abstract name of a Unix socket, proof (32)
+//! 36 process (4)
+//! 40 kernel (16)
+//! 56 greeting
 //!  . proof (32)
 //! ```
 //!
 //! Numbers are little-endian. The first 24 bytes of a hello and of an answer keep their meaning in all versions, so that
-//! sides of different versions can tell each other so; a dialler of version 1 sends its greeting behind its hello.
+//! sides of different versions can tell each other so; a dialler of version 1 sends its greeting behind its hello, a claim of
+//! version 2 has nothing between nonce and greeting.
+
+use super::sharing::{Asked, KERNEL_BYTES, Kernel, Origin, Unshared};
 
 /// The version of the handshake and of all that follows it.
-pub const VERSION: u16 = 2;
-/// Bytes of a greeting or of a refusal's text, at most.
+pub const VERSION: u16 = 3;
+/// Bytes of a greeting, of a refusal's text or of a name, at most.
 pub const GREETING_BYTES_MAX: usize = 256;
 
 pub(super) const MAGIC: [u8; 8] = *b"rangefld";
 pub(super) const FIXED_BYTES: usize = 24;
 pub(super) const NONCE_BYTES: usize = 32;
 pub(super) const PROOF_BYTES: usize = 32;
+pub(super) const ORIGIN_BYTES: usize = 24;
+
+const _: () = assert!(ORIGIN_BYTES == 8 + KERNEL_BYTES, "asks for, zero, process, kernel");
 
 /// Drawn anew for each connection, by each side.
 pub type Nonce = [u8; NONCE_BYTES];
@@ -108,11 +119,38 @@ impl HelloHead {
     }
 }
 
+/// The part of a claim between nonce and greeting.
+pub(super) fn encode_origin(origin: &Origin) -> [u8; ORIGIN_BYTES] {
+    let mut bytes = [0; ORIGIN_BYTES];
+    bytes[0] = match origin.asked {
+        Asked::Tcp => 0,
+        Asked::Either => 1,
+        Asked::Memory => 2,
+        Asked::Here => 3,
+    };
+    bytes[4..8].copy_from_slice(&origin.process.to_le_bytes());
+    bytes[8..].copy_from_slice(&origin.kernel.0);
+    bytes
+}
+
+pub(super) fn decode_origin(bytes: &[u8; ORIGIN_BYTES]) -> Result<Origin, Wrong> {
+    let asked = match bytes[0] {
+        0 => Asked::Tcp,
+        1 => Asked::Either,
+        2 => Asked::Memory,
+        3 => Asked::Here,
+        _ => return Err(Wrong::Foreign),
+    };
+    let process = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    let (_, kernel) = bytes.split_last_chunk().ok_or(Wrong::Foreign)?;
+    Ok(Origin { asked, process, kernel: Kernel(*kernel) })
+}
+
 /// What an answer is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Answer {
     /// Behind it are greeting and proof.
-    Ready { number: u64, greeting_bytes: usize },
+    Ready { number: u64, greeting_bytes: usize, unshared: Option<Unshared> },
     /// Behind it are text and proof.
     Refused { text_bytes: usize },
     /// The other side's version is in it as in every message.
@@ -121,10 +159,12 @@ pub(super) enum Answer {
     Challenge,
     /// The secret differs, or one side has none.
     Unauthenticated,
+    /// Behind it are name and proof.
+    Elsewhere { name_bytes: usize },
 }
 
 /// The fixed part of an answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct AnswerHead {
     pub(super) answer: Answer,
     pub(super) has_secret: bool,
@@ -133,14 +173,18 @@ pub(super) struct AnswerHead {
 impl AnswerHead {
     pub(super) fn encode(&self) -> [u8; FIXED_BYTES] {
         let (code, bytes, number) = match self.answer {
-            Answer::Ready { number, greeting_bytes } => (1, greeting_bytes, number),
+            Answer::Ready { number, greeting_bytes, .. } => (1, greeting_bytes, number),
             Answer::Refused { text_bytes } => (2, text_bytes, 0),
             Answer::OtherVersion => (3, 0, 0),
             Answer::Challenge => (4, 0, 0),
             Answer::Unauthenticated => (5, 0, 0),
+            Answer::Elsewhere { name_bytes } => (6, name_bytes, 0),
         };
         let mut fixed = fixed(code, self.has_secret);
         fixed[12..14].copy_from_slice(&length(bytes));
+        if let Answer::Ready { unshared, .. } = &self.answer {
+            fixed[14] = Unshared::code(unshared.as_ref());
+        }
         fixed[16..24].copy_from_slice(&number.to_le_bytes());
         fixed
     }
@@ -151,12 +195,14 @@ impl AnswerHead {
         let answer = match fixed[10] {
             1 => {
                 let (_, number) = fixed.split_last_chunk().ok_or(Wrong::Foreign)?;
-                Answer::Ready { number: u64::from_le_bytes(*number), greeting_bytes: bytes }
+                let unshared = Unshared::of_code(fixed[14]).ok_or(Wrong::Foreign)?;
+                Answer::Ready { number: u64::from_le_bytes(*number), greeting_bytes: bytes, unshared }
             }
             2 => Answer::Refused { text_bytes: bytes },
             3 => Answer::OtherVersion,
             4 => Answer::Challenge,
             5 => Answer::Unauthenticated,
+            6 => Answer::Elsewhere { name_bytes: bytes },
             _ => return Err(Wrong::Foreign),
         };
         Ok(Self { answer, has_secret })

@@ -116,7 +116,7 @@ fn cause(error: &io::Error) -> Failure {
 }
 
 /// Time until the deadline, never zero, which would mean "for ever".
-fn left(deadline: Instant) -> Result<Duration, Failure> {
+pub(super) fn left(deadline: Instant) -> Result<Duration, Failure> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(Failure::Late) } else { Ok(left) }
 }

@@ -6,9 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::handshake::{Acceptor, Dialler, Mismatch, Welcome};
+use super::handshake::{Acceptor, Dialler, Mismatch, Verdict, Visitor, Welcome};
 use super::stream::converse;
 use super::*;
+
+mod sharing;
 
 #[derive(Default)]
 struct Door {
@@ -17,8 +19,8 @@ struct Door {
 }
 
 impl Handler for Door {
-    fn decide(&self, hello: &Hello, from: SocketAddr) -> Answer {
-        assert!(from.ip().is_loopback());
+    fn decide(&self, hello: &Hello, from: Option<SocketAddr>) -> Answer {
+        assert!(from.is_none_or(|from| from.ip().is_loopback()));
         match &self.refuse {
             Some(text) => Answer::Refuse { text: text.clone() },
             None => Answer::Accept { greeting: hello.greeting.iter().rev().copied().collect() },
@@ -181,7 +183,7 @@ fn the_slow_and_the_silent_are_cut_off_in_time() {
         let mut slow = TcpStream::connect(address).expect("listening");
         let started = Instant::now();
         // A byte every 50 ms makes a whole hello in more than a second.
-        for byte in *b"rangefld\x02\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" {
+        for byte in *b"rangefld\x03\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" {
             if slow.write_all(&[byte]).is_err() {
                 break;
             }
@@ -218,7 +220,7 @@ fn versions_are_told_to_both_sides() {
         bytes[8] = 77;
         stream.write_all(&bytes).expect("connected");
         let reply = closed(&stream);
-        assert_eq!((&reply[..8], reply[8], reply[10]), (&b"rangefld"[..], 2, 3));
+        assert_eq!((&reply[..8], reply[8], reply[10]), (&b"rangefld"[..], 3, 3));
     });
     assert_eq!(stats.other_version, 1);
 
@@ -342,15 +344,15 @@ fn an_acceptor_that_only_pretends_to_know_the_secret_is_found_out() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = listener.accept().expect("a visitor");
-            let mut said = [0; 24 + 32 + 3 + 32];
+            let mut said = [0; 24 + 32 + 24 + 3 + 32];
             stream.read_exact(&mut said[..24]).expect("a hello");
             let mut answer = [0; 24 + 32];
-            answer[..12].copy_from_slice(b"rangefld\x02\x00\x04\x01");
+            answer[..12].copy_from_slice(b"rangefld\x03\x00\x04\x01");
             stream.write_all(&answer).expect("connected");
             stream.read_exact(&mut said[24..]).expect("a claim");
             answer[10] = 1;
             // The dialler's own proof sent back to it.
-            answer[24..].copy_from_slice(&said[59..]);
+            answer[24..].copy_from_slice(&said[83..]);
             stream.write_all(&answer).expect("connected");
             assert_eq!(closed(&stream), []);
         });
@@ -383,12 +385,14 @@ fn a_handshake_works_on_a_unix_socket_as_well() {
             let mut acceptor = Acceptor::new(Some(secret.clone()), [1; 32]);
             let heard =
                 converse(&far, soon(), acceptor.begin(), |bytes| acceptor.take(bytes)).expect("proven");
-            assert_eq!(heard, hello(Purpose::Control));
-            stream::write(&far, soon(), &acceptor.ready(7, b"welcome")).expect("connected");
+            assert_eq!(heard, Visitor { hello: hello(Purpose::Control), origin: Origin::TCP });
+            stream::write(&far, soon(), &acceptor.ready(7, b"welcome", None)).expect("connected");
         });
-        let (mut dialler, first) = Dialler::begin(&hello(Purpose::Control), Some(secret.clone()), [2; 32]);
+        let (mut dialler, first) =
+            Dialler::begin(&hello(Purpose::Control), Origin::TCP, Some(secret.clone()), [2; 32]);
         let welcome = converse(&near, soon(), first, |bytes| dialler.take(bytes)).expect("proven");
-        assert_eq!(welcome, Welcome { number: 7, greeting: b"welcome".to_vec() });
+        let expected = Welcome { number: 7, greeting: b"welcome".to_vec(), unshared: None };
+        assert_eq!(welcome, Verdict::Ready(expected));
     });
 }
 

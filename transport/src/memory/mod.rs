@@ -59,7 +59,7 @@ pub fn pair(number: u64, depth: usize) -> (Link, Link) {
         other: None,
     };
     let right = Half { send: send_right, receive: receive_right, shared, side: 1, depth, other: None };
-    let link = |half| Link { number, place_from: None, kind: Kind::Memory(half) };
+    let link = |half| Link::of(Kind::Memory(half), number);
     (link(left), link(right))
 }
 

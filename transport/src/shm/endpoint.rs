@@ -197,8 +197,12 @@ impl Endpoint {
     /// # Errors
     /// The system's, when there is no descriptor to be had (ulimit -n).
     pub fn new(framing: Framing, limits: Limits) -> std::io::Result<Self> {
+        Self::beside(framing, limits, Waker::with_bell()?, Tag::default())
+    }
+
+    /// One of several endpoints of a thread, all woken by `waker`, whose peers are told apart by `tag`.
+    pub(crate) fn beside(framing: Framing, limits: Limits, waker: Waker, tag: Tag) -> std::io::Result<Self> {
         let set = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        let waker = Waker::with_bell()?;
         if let Some(bell) = waker.bell() {
             // By edges: each write is one, so it need never be read.
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -209,12 +213,12 @@ impl Endpoint {
             limits,
             set,
             waker,
-            peers: Peers::new(limits.peers_max, Tag::default()),
+            peers: Peers::new(limits.peers_max, tag),
             looked_at: Vec::new(),
             starved: Vec::new(),
             closing: Vec::new(),
             staging: Staging::new(limits.receive_bytes, limits.body_bytes_max),
-            arrivals: ArrivalIds::new(Tag::default()),
+            arrivals: ArrivalIds::new(tag),
             shared_bytes: 0,
             short_sleep: false,
             polls: 0,

@@ -86,6 +86,14 @@ pub enum Refusal {
     Terms,
 }
 
+/// Makes the memory of the smallest link and gives it back: whether this process can share any.
+///
+/// # Errors
+/// The system's.
+pub fn probe() -> std::io::Result<()> {
+    Mapping::create(RING_BYTES_MIN).map(drop)
+}
+
 /// Makes the memory of a link, with `ring_bytes` for each direction, and offers it to the process at the other end of the
 /// socket, which calls [`accept`]. Blocks until `deadline` at most.
 ///
@@ -177,7 +185,7 @@ fn is_ring(bytes: usize) -> bool {
 }
 
 fn link(socket: UnixStream, mapping: Mapping, side: usize, number: u64) -> Link {
-    Link { number, place_from: None, kind: Kind::Shm(Half::new(socket, mapping, side)) }
+    Link::of(Kind::Shm(Half::new(socket, mapping, side)), number)
 }
 
 fn reply(socket: &UnixStream, answer: u8, deadline: Instant) -> Result<(), ExchangeError> {

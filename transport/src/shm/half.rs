@@ -11,7 +11,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use super::bell::{Bell, Ringer};
 use super::mapping::{Mapping, mapped_bytes};
 use super::ring::{Consumer, Producer};
-use crate::primitive::{Arc, Ordering, fence};
+use crate::primitive::{Arc, DescriptorArc as PlainArc, Ordering, fence};
 
 /// Bytes of the socket that one visit reads away; a correct peer has one or two there.
 const RINGS_BYTES: usize = 256;
@@ -54,6 +54,10 @@ pub(crate) struct Half<W: Wire = UnixStream> {
     told: u64,
     /// The other side has broken a rule: it is not told that all is well.
     pub(super) cut_off: bool,
+    /// Where the other side is, for people.
+    pub(crate) address: Option<Box<str>>,
+    /// Held as long as the link lives, by who counts links.
+    pub(crate) counted: Option<PlainArc<()>>,
 }
 
 impl<W: Wire> Half<W> {
@@ -74,9 +78,16 @@ impl<W: Wire> Half<W> {
             ringer: Ringer::default(),
             told: 0,
             cut_off: false,
+            address: None,
+            counted: None,
         };
         half.ask();
         half
+    }
+
+    /// Where the other side is, for people.
+    pub(crate) fn address(&self) -> Option<&str> {
+        self.address.as_deref()
     }
 
     /// Bytes of memory that the link takes, those of both directions.

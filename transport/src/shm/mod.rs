@@ -34,6 +34,6 @@ mod tests;
 
 pub use endpoint::{Endpoint, Limits};
 pub use exchange::{
-    ExchangeError, RING_BYTES_DEFAULT, RING_BYTES_MAX, RING_BYTES_MIN, Refusal, accept, offer,
+    ExchangeError, RING_BYTES_DEFAULT, RING_BYTES_MAX, RING_BYTES_MIN, Refusal, accept, offer, probe,
 };
 pub(crate) use half::Half;

@@ -60,7 +60,7 @@ impl Network {
         world.links.push(Cable { number, broken: false, ends: [Terminal::new(left), Terminal::new(right)] });
         world.watch_silence(left, right);
         let half = |side| Half { shared: Arc::clone(&self.shared), end: End { link, side }, adopted: false };
-        let link = |side| Link { number, place_from: None, kind: Kind::Sim(half(side)) };
+        let link = |side| Link::of(Kind::Sim(half(side)), number);
         (link(0), link(1))
     }
 

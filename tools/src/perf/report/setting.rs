@@ -1,6 +1,7 @@
 //! What a measurement runs on: two hosts, two transports, and what connects them.
 //! Knows how to say it, to people and in JSON; finds nothing out. Made by `client.rs`, shown by the report.
 
+use rangefold_transport::Route;
 use rangefold_transport::wait::Loop;
 use serde_json::{Value, json};
 
@@ -33,7 +34,7 @@ enum Server {
 impl Setting {
     /// Without a network.
     pub(in super::super) fn in_memory(plan: &Plan, host: Host, turns: &Loop, connection: &str) -> Self {
-        let refused = ["uring", "socket"]
+        let refused = ["shm", "uring", "socket"]
             .map(|name| (name.to_owned(), format!("{} was asked for", plan.transport.name())));
         Self {
             host,
@@ -51,9 +52,13 @@ impl Setting {
         host: Host,
         turns: &Loop,
         chosen: Chosen,
+        route: &Route,
         address: &str,
         ready: &Ready,
     ) -> Self {
+        let mut ready = ready.clone();
+        ready.chosen.known(route);
+        let is_shared = *route == Route::Shared;
         let is_here = plan.address.is_none();
         let connections = match plan.operation {
             Operation::Raw(_) => "one connection for each thread",
@@ -66,15 +71,16 @@ impl Setting {
             chosen,
             waiting: turns.to_string(),
             connection: format!(
-                "TCP, {connections}; {}",
+                "{}, {connections}; {}",
+                if is_shared { "shared memory, a ring in each direction" } else { "TCP" },
                 if plan.terms.secret.is_some() {
                     "both sides have proven that they know the secret"
                 } else {
                     "without a secret, this host only"
                 }
             ),
-            device: loopback.then_some("lo"),
-            server: Server::Session { address: address.into(), is_here, ready: Box::new(ready.clone()) },
+            device: (loopback && !is_shared).then_some("lo"),
+            server: Server::Session { address: address.into(), is_here, ready: Box::new(ready) },
         }
     }
 

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::message::{Purpose, VERSION};
+use super::super::sharing::Kernel;
 use super::*;
 
 /// SplitMix64.
@@ -30,11 +31,18 @@ fn hello() -> Hello {
     Hello { purpose: Purpose::Data { shard: 5 }, job: 3, greeting: b"from afar".to_vec() }
 }
 
+/// A dialler that would share memory.
+const ORIGIN: Origin = Origin { asked: Asked::Either, process: 4_242, kernel: Kernel([9; 16]) };
+
+fn visitor() -> Visitor {
+    Visitor { hello: hello(), origin: ORIGIN }
+}
+
 /// How a handshake ended, on each side that came to an end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct End {
-    acceptor: Result<Hello, Fault>,
-    dialler: Option<Result<Welcome, Fault>>,
+    acceptor: Result<Visitor, Fault>,
+    dialler: Option<Result<Verdict, Fault>>,
 }
 
 /// What was said, a message each: hello, challenge, claim, verdict.
@@ -55,7 +63,7 @@ fn shake(
         bytes
     };
     let mut acceptor = Acceptor::new(there, nonces.0);
-    let (mut dialler, first) = Dialler::begin::<Welcome>(&hello(), here, nonces.1);
+    let (mut dialler, first) = Dialler::begin::<Verdict>(&hello(), ORIGIN, here, nonces.1);
     let Step::Next { say, .. } = first else { panic!("a hello") };
     let (mut to_acceptor, mut to_dialler) = (carry(say, &mut said), Vec::new());
     let mut wanted = (8, 8);
@@ -71,9 +79,9 @@ fn shake(
                         to_dialler.extend(carry(say, &mut said));
                     }
                 }
-                Ok(Step::End(hello)) => {
-                    to_dialler.extend(carry(acceptor.clone().ready(77, b"well met"), &mut said));
-                    end.acceptor = Ok(hello);
+                Ok(Step::End(visitor)) => {
+                    to_dialler.extend(carry(acceptor.clone().ready(77, b"well met", None), &mut said));
+                    end.acceptor = Ok(visitor);
                     acceptor_is_done = true;
                 }
                 Err(fault) => {
@@ -103,7 +111,7 @@ fn shake(
 const NONCES: (Nonce, Nonce) = ([1; 32], [2; 32]);
 
 /// Plays recorded bytes to an acceptor.
-fn replay(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<Option<Hello>, Fault> {
+fn replay(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<Option<Visitor>, Fault> {
     let mut step = acceptor.begin();
     loop {
         match step {
@@ -113,7 +121,7 @@ fn replay(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<Option<Hello>, Fa
                 bytes = later;
                 step = acceptor.take(now)?;
             }
-            Step::End(hello) => return Ok(Some(hello)),
+            Step::End(visitor) => return Ok(Some(visitor)),
         }
     }
 }
@@ -122,10 +130,11 @@ fn replay(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<Option<Hello>, Fa
 fn the_same_secret_or_none_on_both_sides_brings_both_in() {
     for secret in [None, secret(b'a')] {
         let (end, said) = shake(secret.clone(), secret, NONCES, |_, _| {});
-        assert_eq!(end.acceptor, Ok(hello()));
-        assert_eq!(end.dialler, Some(Ok(Welcome { number: 77, greeting: b"well met".to_vec() })));
+        assert_eq!(end.acceptor, Ok(visitor()));
+        let welcome = Welcome { number: 77, greeting: b"well met".to_vec(), unshared: None };
+        assert_eq!(end.dialler, Some(Ok(Verdict::Ready(welcome))));
         let lengths: Vec<usize> = said.iter().map(Vec::len).collect();
-        assert_eq!(lengths, [24, 24 + 32, 32 + 9 + 32, 24 + 8 + 32]);
+        assert_eq!(lengths, [24, 24 + 32, 32 + 24 + 9 + 32, 24 + 8 + 32]);
     }
 }
 
@@ -173,7 +182,7 @@ fn a_whole_handshake_replayed_is_refused_because_the_nonce_is_the_acceptors() {
     let recorded = [said[0].as_slice(), &said[2]].concat();
     // The record is good: against the nonce that it was made for it comes in.
     let again = replay(&mut Acceptor::new(secret(b'a'), NONCES.0), &recorded);
-    assert_eq!(again, Ok(Some(hello())));
+    assert_eq!(again, Ok(Some(visitor())));
     let differ = Err(Fault::Unauthenticated(Mismatch::Differ));
     for bit in 0..8 * NONCES.0.len() {
         let mut nonce = NONCES.0;
@@ -182,7 +191,7 @@ fn a_whole_handshake_replayed_is_refused_because_the_nonce_is_the_acceptors() {
     }
     // And to a dialler, the acceptor's part.
     let recorded = [said[1].as_slice(), &said[3]].concat();
-    let (mut dialler, _) = Dialler::begin::<Welcome>(&hello(), secret(b'a'), [3; 32]);
+    let (mut dialler, _) = Dialler::begin::<Verdict>(&hello(), ORIGIN, secret(b'a'), [3; 32]);
     let mut at = 0;
     let mut read = 8;
     let fault = loop {
@@ -222,21 +231,21 @@ fn nobody_is_asked_for_less_because_he_says_so() {
         }
     });
     assert_eq!(end.acceptor, Err(Fault::Unauthenticated(Mismatch::MissingThere)));
-    let (mut dialler, _) = Dialler::begin::<Welcome>(&hello(), secret(b'a'), [3; 32]);
+    let (mut dialler, _) = Dialler::begin::<Verdict>(&hello(), ORIGIN, secret(b'a'), [3; 32]);
     let open = AnswerHead { answer: Answer::Challenge, has_secret: false }.encode();
     assert!(dialler.take(&open[..8]).is_ok());
     assert_eq!(dialler.take(&open[8..]), Err(Fault::Unauthenticated(Mismatch::MissingThere)));
     // A verdict in the place of a challenge.
-    let (mut dialler, _) = Dialler::begin::<Welcome>(&hello(), secret(b'a'), [3; 32]);
-    let ready =
-        AnswerHead { answer: Answer::Ready { number: 1, greeting_bytes: 0 }, has_secret: true }.encode();
+    let (mut dialler, _) = Dialler::begin::<Verdict>(&hello(), ORIGIN, secret(b'a'), [3; 32]);
+    let answer = Answer::Ready { number: 1, greeting_bytes: 0, unshared: None };
+    let ready = AnswerHead { answer, has_secret: true }.encode();
     assert!(dialler.take(&ready[..8]).is_ok());
     assert_eq!(dialler.take(&ready[8..]), Err(Fault::Foreign));
 }
 
-#[test]
-fn a_refusal_is_heard_in_words_from_who_has_proven_himself() {
-    let (mut dialler, first) = Dialler::begin::<Welcome>(&hello(), secret(b'a'), NONCES.1);
+/// Both sides up to the acceptor's last word, which is `answer`, and what the dialler makes of it.
+fn judged(origin: Origin, answer: impl FnOnce(Acceptor) -> Vec<u8>) -> Result<Step<Verdict>, Fault> {
+    let (mut dialler, first) = Dialler::begin::<Verdict>(&hello(), origin, secret(b'a'), NONCES.1);
     let mut acceptor = Acceptor::new(secret(b'a'), NONCES.0);
     let Step::Next { say: head, .. } = first else { panic!("a hello") };
     assert!(acceptor.take(&head[..8]).is_ok());
@@ -245,12 +254,54 @@ fn a_refusal_is_heard_in_words_from_who_has_proven_himself() {
         assert!(dialler.take(part).is_ok());
     }
     let Ok(Step::Next { say: claim, .. }) = dialler.take(&challenge[24..]) else { panic!("a claim") };
-    assert_eq!(acceptor.take(&claim), Ok(Step::End(hello())));
-    let refusal = acceptor.refused(&"ü".repeat(200));
-    for part in [&refusal[..8], &refusal[8..24]] {
-        assert!(dialler.take(part).is_ok());
+    assert_eq!(acceptor.take(&claim), Ok(Step::End(Visitor { hello: hello(), origin })));
+    let answer = answer(acceptor);
+    dialler.take(&answer[..8])?;
+    dialler.take(&answer[8..24])?;
+    dialler.take(&answer[24..])
+}
+
+#[test]
+fn a_refusal_is_heard_in_words_from_who_has_proven_himself() {
+    let heard = judged(ORIGIN, |acceptor| acceptor.refused(&"ü".repeat(200)));
+    assert_eq!(heard, Err(Fault::Refused("ü".repeat(128))));
+}
+
+#[test]
+fn who_would_share_memory_is_sent_on_and_nobody_else() {
+    for asked in [Asked::Tcp, Asked::Either, Asked::Memory, Asked::Here] {
+        let heard = judged(Origin { asked, ..ORIGIN }, |acceptor| acceptor.elsewhere(b"a name"));
+        match asked {
+            Asked::Either | Asked::Memory => {
+                assert_eq!(heard, Ok(Step::End(Verdict::Elsewhere(b"a name".to_vec()))));
+            }
+            Asked::Tcp | Asked::Here => assert_eq!(heard, Err(Fault::Foreign), "{asked:?}"),
+        }
     }
-    assert_eq!(dialler.take(&refusal[24..]), Err(Fault::Refused("ü".repeat(128))));
+}
+
+#[test]
+fn where_to_is_believed_only_with_its_proof() {
+    let named = |acceptor: Acceptor| acceptor.elsewhere(b"a name");
+    let len = 24 + b"a name".len() + PROOF_BYTES;
+    for bit in 0..8 * len {
+        let heard = judged(ORIGIN, |acceptor| {
+            let mut answer = named(acceptor);
+            assert_eq!(answer.len(), len);
+            answer[bit / 8] ^= 1 << (bit % 8);
+            answer
+        });
+        assert!(!matches!(heard, Ok(Step::End(_))), "bit {bit}: {heard:?}");
+    }
+}
+
+#[test]
+fn why_memory_is_not_shared_travels_with_the_welcome() {
+    for why in [Unshared::OtherHost, Unshared::Unwanted, Unshared::Unable, Unshared::NoRoom] {
+        let heard = judged(ORIGIN, |acceptor| acceptor.ready(1, b"", Some(why.clone())));
+        let welcome = Welcome { number: 1, greeting: Vec::new(), unshared: Some(why) };
+        assert_eq!(heard, Ok(Step::End(Verdict::Ready(welcome))));
+    }
 }
 
 #[test]
@@ -310,14 +361,14 @@ fn a_hundred_thousand_hostile_handshakes_are_refused() {
 proptest! {
     /// Whatever an acceptor says, a dialler does not believe it, and never waits for more than a message.
     #[test]
-    fn noise_convinces_no_dialler(noise in proptest::collection::vec(any::<u8>(), 0..700), head in 0_u8..7) {
-        let (mut dialler, _) = Dialler::begin::<Welcome>(&hello(), secret(b'a'), NONCES.1);
+    fn noise_convinces_no_dialler(noise in proptest::collection::vec(any::<u8>(), 0..700), head in 0_u8..8) {
+        let (mut dialler, _) = Dialler::begin::<Verdict>(&hello(), ORIGIN, secret(b'a'), NONCES.1);
         let mut bytes = noise;
         // Often well formed as far as that goes.
         for at in [0, 56] {
             if head > 1 && bytes.len() > at + 24 {
                 bytes[at..at + 8].copy_from_slice(&MAGIC);
-                bytes[at + 8..at + 12].copy_from_slice(&[2, 0, if at == 0 { 4 } else { head }, 1]);
+                bytes[at + 8..at + 12].copy_from_slice(&[3, 0, if at == 0 { 4 } else { head }, 1]);
                 bytes[at + 13] = 0;
             }
         }
