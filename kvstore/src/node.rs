@@ -354,21 +354,9 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
         if header.kind == Kind::Push {
             self.feed(now_ns, Input::Push { link, header, extension, payload: body });
         } else {
-            let contiguous = contiguous(&body);
-            self.feed(now_ns, Input::Control { link, header, extension, body: &contiguous });
+            self.feed(now_ns, Input::Control { link, header, extension, body: &body.contiguous() });
         }
         Ok(())
-    }
-}
-
-/// The bytes of a control frame's body in one piece; copied only when it came in several.
-fn contiguous(body: &Body) -> std::borrow::Cow<'_, [u8]> {
-    match body.slices() {
-        [] => (&[]).into(),
-        [slice] => slice.as_bytes().into(),
-        slices => {
-            slices.iter().flat_map(|slice| slice.as_bytes().iter().copied()).collect::<Vec<u8>>().into()
-        }
     }
 }
 

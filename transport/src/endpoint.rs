@@ -3,6 +3,7 @@
 //! Called by the two shells, `Node` and `Driver`, and by nobody else.
 //! Source: OSDI'14 §4.2 (messages); the shape follows eRPC's and libfabric's burst interfaces.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use crate::caps::Capabilities;
@@ -128,6 +129,16 @@ impl Body {
             let (front, rest) = destination.split_at_mut(slice.len());
             front.copy_from_slice(slice.as_bytes());
             destination = rest;
+        }
+    }
+
+    /// All bytes in one piece; copied only when they lie in several.
+    #[must_use]
+    pub fn contiguous(&self) -> Cow<'_, [u8]> {
+        match self.slices() {
+            [] => (&[]).into(),
+            [slice] => slice.as_bytes().into(),
+            slices => slices.iter().map(Slice::as_bytes).collect::<Vec<_>>().concat().into(),
         }
     }
 

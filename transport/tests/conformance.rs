@@ -493,7 +493,7 @@ fn a_peer_over_each_way_at_once() {
         let mut batch = Batch::default();
         for (peer, number) in peers.iter().zip(1_u64..) {
             let body = Body::empty();
-            batch.send(*peer, Token(number), &conformance::head(number, &body), body);
+            batch.send(*peer, Token(number), conformance::head(number, &body), body);
         }
         from.post(&mut batch).expect("room");
         Shelf { endpoint: from, seen: Vec::new() }

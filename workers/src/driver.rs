@@ -459,9 +459,7 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             }
             self.feed(Input::Reply { link, header, extension, payload: body });
         } else {
-            let bytes: Vec<u8> =
-                body.slices().iter().flat_map(|slice| slice.as_bytes().iter().copied()).collect();
-            self.feed(Input::Control { link, header, extension, body: &bytes });
+            self.feed(Input::Control { link, header, extension, body: &body.contiguous() });
         }
         Ok(())
     }

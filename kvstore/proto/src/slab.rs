@@ -31,7 +31,7 @@ impl<K, V> Default for Slab<K, V> {
 
 impl<K: Ord + Copy, V> Slab<K, V> {
     /// Where the value of this key is.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn place(&self, key: K) -> Option<Place> {
         let last = self.last.get();
         if let Some(Some((found, _))) = self.places.get(last.0 as usize)
@@ -42,6 +42,7 @@ impl<K: Ord + Copy, V> Slab<K, V> {
         self.search(key)
     }
 
+    #[inline(never)]
     fn search(&self, key: K) -> Option<Place> {
         let place = *self.index.get(&key)?;
         self.last.set(place);
@@ -88,12 +89,23 @@ impl<K: Ord + Copy, V> Slab<K, V> {
         &mut self.places[place.0 as usize].get_or_insert_with(|| (key, make())).1
     }
 
-    #[inline]
+    #[inline(always)]
     fn place_or_reserve(&mut self, key: K) -> Place {
         match self.place(key) {
             Some(place) => place,
             None => self.reserve(key),
         }
+    }
+
+    /// Takes a value out of its place for a moment, so that the rest can be used beside it; `put_back` follows.
+    pub(crate) fn lift(&mut self, key: K) -> Option<(Place, V)> {
+        let place = self.place(key)?;
+        self.places[place.0 as usize].take().map(|(_, value)| (place, value))
+    }
+
+    /// Puts a value back that `lift` took out.
+    pub(crate) fn put_back(&mut self, place: Place, key: K, value: V) {
+        self.places[place.0 as usize] = Some((key, value));
     }
 
     /// A place for a new key, to be filled at once.
@@ -151,7 +163,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_slab_finds_what_a_map_finds(steps in proptest::collection::vec((0u8..5, 0u8..8), 1..200)) {
+        fn a_slab_finds_what_a_map_finds(steps in proptest::collection::vec((0u8..6, 0u8..8), 1..200)) {
             let mut slab = Slab::default();
             let mut oracle = BTreeMap::new();
             for (number, (step, key)) in steps.into_iter().enumerate() {
@@ -165,7 +177,14 @@ mod tests {
                         *slab.get_or_insert_with(key, || number),
                         *oracle.entry(key).or_insert(number)
                     ),
-                    3 => prop_assert_eq!(slab.get_mut(key).map(|value| *value), oracle.get(&key).copied()),
+                    3 => {
+                        let lifted = slab.lift(key);
+                        prop_assert_eq!(lifted.map(|(_, value)| value), oracle.get(&key).copied());
+                        if let Some((place, value)) = lifted {
+                            slab.put_back(place, key, value);
+                        }
+                    }
+                    4 => prop_assert_eq!(slab.get_mut(key).map(|value| *value), oracle.get(&key).copied()),
                     _ => prop_assert_eq!(slab.contains(key), oracle.contains_key(&key)),
                 }
                 let at = slab.place(key).and_then(|place| slab.at(place));

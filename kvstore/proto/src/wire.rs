@@ -48,6 +48,8 @@ pub const VERSION: u8 = 1;
 pub const AFTER_MAX: usize = 8;
 
 const MAGIC: u16 = 0x4652; // "RF"
+const KEY_BYTES_AT: usize = 8;
+const VALUE_BYTES_AT: usize = 12;
 const CHECK_AT: usize = 60;
 const EXTENSION_SHIFT: u32 = 10;
 const SECTION_HEAD_BYTES: usize = 8;
@@ -320,13 +322,23 @@ pub fn extension_bytes(fixed: &[u8; HEADER_BYTES]) -> Result<usize, WireError> {
 }
 
 fn check(head: &[u8], connection: u64) -> u32 {
+    // CRC-32C fits 32 bits.
+    let sum = |covered: &[u8]| {
+        (crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, covered) & 0xffff_ffff) as u32
+    };
+    // Most heads have no extension, and need not have room for one cleared.
+    if head.len() == HEADER_BYTES {
+        let mut covered = [0u8; CHECK_AT + 8];
+        covered[..CHECK_AT].copy_from_slice(&head[..CHECK_AT]);
+        covered[CHECK_AT..].copy_from_slice(&connection.to_le_bytes());
+        return sum(&covered);
+    }
     let mut covered = [0u8; HEAD_BYTES_MAX + 8];
     let body = head.len() - 4;
     covered[..CHECK_AT].copy_from_slice(&head[..CHECK_AT]);
     covered[CHECK_AT..body].copy_from_slice(&head[HEADER_BYTES..]);
     covered[body..body + 8].copy_from_slice(&connection.to_le_bytes());
-    // CRC-32C fits 32 bits.
-    (crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &covered[..body + 8]) & 0xffff_ffff) as u32
+    sum(&covered[..body + 8])
 }
 
 /// Writes a head into `out` and returns its length; constant time but for the extensions.
@@ -402,23 +414,33 @@ pub fn encode(
     at
 }
 
-/// Reads a head of the connection with this number. Never panics, whatever the bytes.
-///
-/// # Errors
-/// [`WireError`], saying what was found.
-pub fn decode(head: &[u8], connection: u64) -> Result<(Header, Extension), WireError> {
+fn u32_of(fixed: &[u8; HEADER_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]])
+}
+
+/// The fixed part of a head that is as long as it says and has the right check.
+fn verified(head: &[u8], connection: u64) -> Result<&[u8; HEADER_BYTES], WireError> {
     let short = WireError::Length { found: head.len(), expected: HEADER_BYTES };
     let fixed: &[u8; HEADER_BYTES] = head.first_chunk().ok_or(short)?;
     let expected = HEADER_BYTES + extension_bytes(fixed)?;
     if head.len() != expected {
         return Err(WireError::Length { found: head.len(), expected });
     }
-    let u16_at = |at: usize| u16::from_le_bytes([fixed[at], fixed[at + 1]]);
-    let u32_at = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
-    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-    if check(head, connection) != u32_at(CHECK_AT) {
+    if check(head, connection) != u32_of(fixed, CHECK_AT) {
         return Err(WireError::Check);
     }
+    Ok(fixed)
+}
+
+/// Reads a head of the connection with this number. Never panics, whatever the bytes.
+///
+/// # Errors
+/// [`WireError`], saying what was found.
+pub fn decode(head: &[u8], connection: u64) -> Result<(Header, Extension), WireError> {
+    let fixed = verified(head, connection)?;
+    let u16_at = |at: usize| u16::from_le_bytes([fixed[at], fixed[at + 1]]);
+    let u32_at = |at: usize| u32_of(fixed, at);
+    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
     let kind = Kind::from_wire(fixed[3]).ok_or(WireError::Kind(fixed[3]))?;
     let flags = u16_at(4);
     let stamp = Stamp(u64_at(32));
@@ -434,8 +456,8 @@ pub fn decode(head: &[u8], connection: u64) -> Result<(Header, Extension), WireE
         first: flags & 1 != 0,
         last: flags & 2 != 0,
         job: JobId(u16_at(6)),
-        key_bytes: u32_at(8),
-        value_bytes: u32_at(12),
+        key_bytes: u32_at(KEY_BYTES_AT),
+        value_bytes: u32_at(VALUE_BYTES_AT),
         segment: SegmentId(u32_at(16)),
         assignment: Assignment(u32_at(20)),
         lane: Lane(u32_at(24)),
@@ -491,14 +513,14 @@ fn decode_extension(mut bytes: &[u8]) -> Result<(Extension, Option<Stamp>), Wire
     if bytes.is_empty() { Ok((extension, previous)) } else { Err(WireError::Section(bytes[0])) }
 }
 
-/// Bytes of the body behind a head of the connection with this number; verifies the head first, so a byte stream may
-/// believe the length.
+/// Bytes of the body behind a head of the connection with this number; verifies length and check first, so a byte stream
+/// may believe it. What the head says besides is [`decode`]'s.
 ///
 /// # Errors
-/// As [`decode`].
+/// [`WireError::Length`], [`WireError::Magic`], [`WireError::Version`], [`WireError::Check`].
 pub fn body_bytes(head: &[u8], connection: u64) -> Result<usize, WireError> {
-    let (header, _) = decode(head, connection)?;
-    Ok(header.key_bytes as usize + header.value_bytes as usize)
+    let fixed = verified(head, connection)?;
+    Ok(u32_of(fixed, KEY_BYTES_AT) as usize + u32_of(fixed, VALUE_BYTES_AT) as usize)
 }
 
 /// Bytes of a (segment, stamp) pair in `Ack` and `ResumeReply`.

@@ -95,7 +95,16 @@ impl Receiver {
                     if body_bytes == 0 {
                         return Ok(Next::Event(Event::Arrived { peer, head, body: Body::empty() }));
                     }
-                    if self.place_from.is_some_and(|from| body_bytes >= from) {
+                    let place = self.place_from.is_some_and(|from| body_bytes >= from);
+                    // Most bodies are small and have come whole with their heads.
+                    if !place
+                        && let Some(bytes) = self.area[self.begin..self.end].get(..body_bytes)
+                        && let Some(body) = staging.copy(bytes)
+                    {
+                        self.begin += body_bytes;
+                        return Ok(Next::Event(Event::Arrived { peer, head, body }));
+                    }
+                    if place {
                         let arrival = arrivals.draw(peer);
                         self.state = Incoming::Announced { arrival, body_bytes };
                         return Ok(Next::Event(Event::Announced { peer, arrival, head, body_bytes }));

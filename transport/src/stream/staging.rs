@@ -58,6 +58,17 @@ impl Staging {
         taken
     }
 
+    /// The body of these bytes, copied, if it is a small one; `None`: it is not, or there is no memory now.
+    #[inline]
+    pub(crate) fn copy(&mut self, bytes: &[u8]) -> Option<Body> {
+        if bytes.len() > SMALL_BODY_BYTES {
+            return None;
+        }
+        let mut slice = self.arena.take(bytes.len())?;
+        slice.as_mut_bytes().copy_from_slice(bytes);
+        Some(slice.freeze().into())
+    }
+
     fn take_large(&mut self, len: usize) -> Option<Staged> {
         // What has just come back is still in the cache; the arena by itself would go round all of its memory first.
         self.arena.collect();

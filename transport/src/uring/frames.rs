@@ -84,6 +84,17 @@ impl Frames {
                     if body_bytes == 0 {
                         return Ok(Next::Event(Event::Arrived { peer, head, body: Body::empty() }));
                     }
+                    // Most bodies are small and have come whole with their heads.
+                    if body_bytes <= COPY_BYTES_MAX
+                        && let Some(bytes) = self
+                            .inbox
+                            .front()
+                            .and_then(|first| first.as_bytes()[self.used..].get(..body_bytes))
+                        && let Some(body) = staging.copy(bytes)
+                    {
+                        self.consume(body_bytes);
+                        return Ok(Next::Event(Event::Arrived { peer, head, body }));
+                    }
                     let is_large = body_bytes > supply.hold_bytes_max && !self.has(body_bytes);
                     self.state = if body_bytes <= COPY_BYTES_MAX || supply.is_short || is_large {
                         State::Starved { head, body_bytes }

@@ -12,6 +12,7 @@ mod say;
 mod segment;
 mod types;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
@@ -42,7 +43,7 @@ pub struct ServerCore<P> {
     segments: Slab<SegmentId, Segment<P>>,
     /// Segments that should be here and have no memory.
     declined: BTreeSet<SegmentId>,
-    links: Slab<LinkId, ServerLink>,
+    links: Slab<LinkId, Box<ServerLink>>,
     /// Connections with something to say and room to say it.
     speakers: VecDeque<LinkId>,
     /// Connections whose reply waits for one of the shard's reply slices.
@@ -154,7 +155,7 @@ impl<P> ServerCore<P> {
         self.now = now;
         match input {
             Input::Linked { link } => {
-                self.links.insert(link, ServerLink::new(self.limits.sends_per_link));
+                self.links.insert(link, Box::new(ServerLink::new(self.limits.sends_per_link)));
             }
             Input::Lost { link } => self.lose(link),
             Input::Push { link, header, extension, payload } if header.job == self.job => {
@@ -471,7 +472,7 @@ fn enlist(speakers: &mut VecDeque<LinkId>, id: LinkId, link: &mut ServerLink) {
 }
 
 /// An admitted pull waits for a reply slice of its connection.
-fn ready(links: &mut Slab<LinkId, ServerLink>, speakers: &mut VecDeque<LinkId>, pull: ParkedPull) {
+fn ready(links: &mut Slab<LinkId, Box<ServerLink>>, speakers: &mut VecDeque<LinkId>, pull: ParkedPull) {
     if let Some(link) = links.get_mut(pull.link) {
         let id = pull.link;
         link.ready.push_back(pull);
@@ -482,7 +483,7 @@ fn ready(links: &mut Slab<LinkId, ServerLink>, speakers: &mut VecDeque<LinkId>, 
 /// The lane's clock on the segment is to be acknowledged, once, whatever it is by then.
 fn owe_ack<P>(
     segment: &mut Segment<P>,
-    links: &mut Slab<LinkId, ServerLink>,
+    links: &mut Slab<LinkId, Box<ServerLink>>,
     speakers: &mut VecDeque<LinkId>,
     lane: Lane,
 ) {

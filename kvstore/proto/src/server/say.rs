@@ -3,7 +3,6 @@
 //! Source: protocol.md §12, B3, B5, P6.
 
 use alloc::vec::Vec;
-use core::mem;
 
 use crate::id::LinkId;
 use crate::time::Stamp;
@@ -30,20 +29,14 @@ impl<P> ServerCore<P> {
         }
         loop {
             while let Some(id) = self.speakers.pop_front() {
-                // Taken out while it speaks, with one that says nothing in its place.
-                let silent = || ServerLink::new(0);
-                let Some(mut link) = self.links.get_mut(id).map(|link| mem::replace(link, silent())) else {
-                    continue;
-                };
+                let Some((place, mut link)) = self.links.lift(id) else { continue };
                 link.listed = false;
                 let said = link.room > 0 && self.say(id, &mut link);
                 if said {
                     link.room -= 1;
                     enlist(&mut self.speakers, id, &mut link);
                 }
-                if let Some(place) = self.links.get_mut(id) {
-                    *place = link;
-                }
+                self.links.put_back(place, id, link);
                 if said {
                     return Output::Send { link: id };
                 }
