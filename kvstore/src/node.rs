@@ -353,6 +353,10 @@ impl<E: Endpoint, O: Observe> Node<E, O> {
         }
         if header.kind == Kind::Push {
             self.feed(now_ns, Input::Push { link, header, extension, payload: body });
+        } else if header.kind == Kind::Pushes {
+            let keys = body.cut(0..header.key_bytes as usize);
+            let keys = keys.contiguous();
+            self.feed(now_ns, Input::Pushes { link, header, keys: &keys, payload: body });
         } else {
             self.feed(now_ns, Input::Control { link, header, extension, body: &body.contiguous() });
         }

@@ -363,6 +363,10 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
             SendBody::Empty => Body::empty(),
             SendBody::Values { payload, bytes } if bytes.len() == payload.len() => payload,
             SendBody::Values { payload, bytes } => payload.cut(bytes),
+            SendBody::Gathered => match self.gather() {
+                Some(body) => body,
+                None => return self.endpoint.close(peer),
+            },
             SendBody::Control => {
                 let control = self.core.control();
                 let Some(mut slice) = self.control.take(control.len()) else {
@@ -378,6 +382,24 @@ impl<E: Endpoint, D: Dialer> Driver<E, D> {
         if let Some(head) = Head::new(&self.head[..head_len]) {
             self.batch.send(peer, Token(link.0), head, body);
         }
+    }
+
+    /// The body of several small pushes, in one piece. `None`: the system refused memory although there is room.
+    fn gather(&mut self) -> Option<Body> {
+        let header = &self.core.frame().header;
+        let bytes = header.key_bytes as usize + header.value_bytes as usize;
+        let mut slice = self.control.take(bytes)?;
+        let (keys, mut values) = slice.as_mut_bytes().split_at_mut(self.core.control().len());
+        keys.copy_from_slice(self.core.control());
+        for (payload, bytes) in self.core.gathered().drain(..) {
+            let (place, rest) = values.split_at_mut(bytes.len());
+            match payload.slices() {
+                [slice] => place.copy_from_slice(&slice.as_bytes()[bytes]),
+                _ => payload.cut(bytes).copy_to(place),
+            }
+            values = rest;
+        }
+        Some(Body::from(slice.freeze()))
     }
 
     fn dialed(&mut self, shard: ShardId, dialed: Result<Dialed, String>) {

@@ -67,6 +67,9 @@ const TAG_PREVIOUS: u8 = 0x85;
 pub enum Kind {
     /// Worker to owner: values to apply (P1, P2).
     Push = 1,
+    /// Worker to shard: small pushes of one lane and round, each whole, as if they came one after the other. The key section
+    /// is a list of [`Small`].
+    Pushes = 2,
     /// Worker to a member: values to read (T3).
     Pull = 4,
     /// Its answer.
@@ -105,6 +108,7 @@ impl Kind {
     const fn from_wire(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Self::Push,
+            2 => Self::Pushes,
             4 => Self::Pull,
             5 => Self::PullReply,
             6 => Self::Ack,
@@ -523,6 +527,74 @@ pub fn body_bytes(head: &[u8], connection: u64) -> Result<usize, WireError> {
     Ok(u32_of(fixed, KEY_BYTES_AT) as usize + u32_of(fixed, VALUE_BYTES_AT) as usize)
 }
 
+/// Bytes of a [`Small`] in the key section of `Pushes`.
+pub const SMALL_BYTES: usize = 40;
+
+/// One push of several in a frame: what its head would say beyond theirs.
+///
+/// ```text
+/// segment u32, assignment u32 | stamp u64 | start u64 | keys u32, value_bytes u32 | previous_delta u32, zero u32
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Small {
+    /// To which segment.
+    pub segment: SegmentId,
+    /// As the sender knows it.
+    pub assignment: Assignment,
+    /// The task's.
+    pub stamp: Stamp,
+    /// The lane's preceding push to the segment, at most 2^32 - 1 before.
+    pub previous: Stamp,
+    /// Keys of its values.
+    pub range: KeyRange,
+    /// Bytes of its values; they follow those of the pushes before it.
+    pub value_bytes: u32,
+}
+
+/// Appends one. Says whether it can be said so: its predecessor may be too far away.
+pub fn put_small(bytes: &mut Vec<u8>, small: &Small) -> bool {
+    let (Ok(previous_delta), Ok(keys)) = (
+        u32::try_from(small.stamp.0.wrapping_sub(small.previous.0)),
+        u32::try_from(small.range.end.wrapping_sub(small.range.start)),
+    ) else {
+        return false;
+    };
+    let mut out = [0; SMALL_BYTES];
+    out[0..4].copy_from_slice(&small.segment.0.to_le_bytes());
+    out[4..8].copy_from_slice(&small.assignment.0.to_le_bytes());
+    out[8..16].copy_from_slice(&small.stamp.0.to_le_bytes());
+    out[16..24].copy_from_slice(&small.range.start.to_le_bytes());
+    out[24..28].copy_from_slice(&keys.to_le_bytes());
+    out[28..32].copy_from_slice(&small.value_bytes.to_le_bytes());
+    out[32..36].copy_from_slice(&previous_delta.to_le_bytes());
+    bytes.extend_from_slice(&out);
+    true
+}
+
+/// Reads the key section of `Pushes`.
+///
+/// # Errors
+/// [`WireError::Length`] for bytes that are no whole one.
+pub fn smalls(bytes: &[u8]) -> Result<impl Iterator<Item = Small> + Clone + '_, WireError> {
+    let (smalls, []) = bytes.as_chunks::<SMALL_BYTES>() else {
+        let expected = bytes.len().next_multiple_of(SMALL_BYTES);
+        return Err(WireError::Length { found: bytes.len(), expected });
+    };
+    Ok(smalls.iter().map(|small| {
+        let word = |at: usize| u32::from_le_bytes([small[at], small[at + 1], small[at + 2], small[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        let (stamp, start) = (long(8), long(16));
+        Small {
+            segment: SegmentId(word(0)),
+            assignment: Assignment(word(4)),
+            stamp: Stamp(stamp),
+            previous: Stamp(stamp.wrapping_sub(word(32).into())),
+            range: KeyRange::new(start, start.saturating_add(word(24).into())),
+            value_bytes: word(28),
+        }
+    }))
+}
+
 /// Bytes of a (segment, stamp) pair in `Ack` and `ResumeReply`.
 pub const PAIR_BYTES: usize = 12;
 /// Bytes of a segment named in `Closed`.
@@ -699,7 +771,26 @@ mod tests {
             let _ = pairs(&bytes).map(Iterator::count);
             let _ = named(&bytes).map(Iterator::count);
             let _ = rows(&bytes).map(Iterator::count);
+            let _ = smalls(&bytes).map(Iterator::count);
         }
+    }
+
+    #[test]
+    fn small_pushes_come_back_as_they_went() {
+        let small = |stamp: u64| Small {
+            segment: SegmentId::new(crate::id::TableId(3), 5),
+            assignment: Assignment(7),
+            stamp: Stamp(2 << 40 | stamp),
+            previous: Stamp(2 << 40 | 4),
+            range: KeyRange::new(1 << 40, (1 << 40) + 3),
+            value_bytes: 24,
+        };
+        let mut bytes = Vec::new();
+        assert!(put_small(&mut bytes, &small(9)) && put_small(&mut bytes, &small(12)));
+        assert!(smalls(&bytes).unwrap().eq([small(9), small(12)]));
+        assert!(!put_small(&mut bytes, &small(5 + (1 << 32))), "too far away");
+        assert_eq!(bytes.len(), 2 * SMALL_BYTES);
+        assert!(smalls(&bytes[1..]).is_err());
     }
 
     #[test]

@@ -12,10 +12,11 @@ use crate::key::{Key, KeyRange};
 use crate::limits::Limits;
 use crate::map::Row;
 use crate::time::{Round, Stamp};
-use crate::wire::{Arguments, Refusal};
+use crate::wire::{self, Arguments, Refusal, Small};
 
 use super::link::Turn;
-use super::{ClientCore, Counters, Frame, Retry, SendBody, TaskError, TaskId};
+use super::say::GATHER_BYTES_MAX;
+use super::{ClientCore, Counters, Frame, Gathered, Retry, SendBody, TaskError, TaskId};
 
 /// A push that is not acknowledged: kept, because it may have to be sent again, to somebody else.
 #[derive(Debug)]
@@ -163,6 +164,57 @@ impl<P> Flow<P> {
 }
 
 impl<P: Clone> Flow<P> {
+    /// How many bytes the next push has, if it is of this round and may share a frame.
+    pub(super) fn next_small_bytes(&self, round: Round) -> Option<u64> {
+        if self.state != State::Live || self.next_key.is_some() {
+            return None;
+        }
+        let pending = self.unacknowledged.get(self.next)?;
+        let bytes = pending.values.len() * u64::from(self.value_bytes);
+        let small = bytes <= GATHER_BYTES_MAX.min(self.frame_bytes_max.into());
+        (small && pending.round == round && pending.arguments.as_slice().is_empty()).then_some(bytes)
+    }
+
+    /// Adds the next push, which may share a frame, to one. Says whether it could be said.
+    pub(super) fn gather_next(
+        &mut self,
+        segment: SegmentId,
+        keys: &mut Vec<u8>,
+        gathered: &mut Gathered<P>,
+        counters: &mut Counters,
+    ) -> bool {
+        let Some(pending) = self.unacknowledged.get(self.next) else { return false };
+        let value_bytes = u64::from(self.value_bytes);
+        let bytes = pending.values.len() * value_bytes;
+        let small = Small {
+            segment,
+            assignment: self.assignment,
+            stamp: pending.task.stamp,
+            previous: pending.previous,
+            range: pending.values,
+            // Small.
+            value_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+        };
+        if !wire::put_small(keys, &small) {
+            return false;
+        }
+        // A payload lies in memory, so positions in it fit usize.
+        let at = |key: Key| usize::try_from((key - pending.base) * value_bytes).unwrap_or(usize::MAX);
+        gathered.push((pending.payload.clone(), at(pending.values.start)..at(pending.values.end)));
+        let mark = (pending.task.stamp, pending.values.end);
+        self.say_mark(mark, bytes, counters);
+        self.rewind(self.next + 1);
+        true
+    }
+
+    /// Counts what is said, and how far that is.
+    fn say_mark(&mut self, mark: (Stamp, Key), bytes: u64, counters: &mut Counters) {
+        counters.push_frames += 1;
+        counters.bytes_pushed += bytes;
+        counters.repeats += u64::from(mark <= self.sent);
+        self.sent = self.sent.max(mark);
+    }
+
     //= protocol.md P2
     /// The next of its values, `bytes` of them, as much as a frame holds. Its tiles cut the whole segment. `frame` says
     /// already where it goes.
@@ -192,10 +244,7 @@ impl<P: Clone> Flow<P> {
         extension.after.clear();
         extension.arguments = pending.arguments;
         let mark = (pending.task.stamp, range.end);
-        counters.push_frames += 1;
-        counters.bytes_pushed += bytes;
-        counters.repeats += u64::from(mark <= self.sent);
-        self.sent = self.sent.max(mark);
+        self.say_mark(mark, bytes, counters);
         if last {
             self.rewind(self.next + 1);
         } else {

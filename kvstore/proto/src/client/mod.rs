@@ -68,6 +68,9 @@ struct Piece {
 
 type PieceId = (TaskId, Key);
 
+/// Payloads, and which of their bytes.
+type Gathered<P> = Vec<(P, core::ops::Range<usize>)>;
+
 /// A worker's core.
 #[derive(Debug)]
 pub struct ClientCore<P> {
@@ -86,6 +89,8 @@ pub struct ClientCore<P> {
     speakers: VecDeque<ShardId>,
     effects: VecDeque<Output<P>>,
     frame: Frame<P>,
+    /// The payloads of a frame of several pushes.
+    gathered: Gathered<P>,
     unacknowledged_bytes: u64,
     /// Bytes that the lanes held pushed to aggregated tables, of rounds that one of them has not left.
     round_bytes: BTreeMap<(Round, ShardId, Lane), u64>,
@@ -124,6 +129,7 @@ impl<P: Clone> ClientCore<P> {
             shards: Slab::default(),
             speakers: VecDeque::new(),
             effects: VecDeque::new(),
+            gathered: Vec::new(),
             frame: Frame {
                 header: Header::of(Kind::Push, job),
                 extension: Extension::default(),
@@ -468,6 +474,7 @@ impl<P: Clone> ClientCore<P> {
                 }
             }
             Kind::Push
+            | Kind::Pushes
             | Kind::Pull
             | Kind::PullReply
             | Kind::Resume

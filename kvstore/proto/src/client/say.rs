@@ -5,12 +5,29 @@
 use alloc::vec::Vec;
 use core::mem;
 
-use crate::id::{LinkId, SegmentId, ShardId};
+use crate::id::{Assignment, LinkId, SegmentId, ShardId};
+use crate::key::KeyRange;
 use crate::time::Stamp;
-use crate::wire::{self, Extension, Header, Kind, PullOptions};
+use crate::wire::{self, Extension, Header, Kind, PullOptions, SMALL_BYTES, Small};
 
 use super::link::Close;
 use super::{ClientCore, Frame, Output, PieceId, SendBody};
+
+/// Pushes of at most so many bytes go together: larger ones cost more to copy than a head does.
+pub(super) const GATHER_BYTES_MAX: u64 = 512;
+/// Bytes of a frame of several pushes, at most: some fifty of 64 f32, which is where more saves nothing any more.
+const GATHERED_BYTES_MAX: u64 = 16 << 10;
+
+impl<P> Frame<P> {
+    /// Whether it is a push that others may join: small, whole, without arguments.
+    fn is_small(&self, bytes: u64) -> bool {
+        let header = &self.header;
+        bytes <= GATHER_BYTES_MAX
+            && header.first
+            && header.last
+            && self.extension.arguments.as_slice().is_empty()
+    }
+}
 
 impl<P: Clone> ClientCore<P> {
     /// Whether `poll_output` has an effect to tell, whatever may be sent.
@@ -24,6 +41,12 @@ impl<P: Clone> ClientCore<P> {
     #[inline]
     pub const fn frame(&mut self) -> &mut Frame<P> {
         &mut self.frame
+    }
+
+    /// The payloads of a frame with [`SendBody::Gathered`], in order; to be drained.
+    #[inline]
+    pub const fn gathered(&mut self) -> &mut Vec<(P, core::ops::Range<usize>)> {
+        &mut self.gathered
     }
 
     /// The next thing to do. `Timeout` when there is none. Without `may_send` (the shell has no memory for another
@@ -201,9 +224,77 @@ impl<P: Clone> ClientCore<P> {
             // It comes again after the others, if it has more.
             let next = flow.next_round();
             flow.queued = link.requeue_first(next, &mut self.sequence);
+            if self.frame.is_small(bytes) {
+                self.gather(shard, bytes);
+            }
             return true;
         }
         false
+    }
+
+    /// Adds to a small push those that would follow it in frames of their own: one head, one check and one clock's worth of
+    /// work on both sides for many. A frame of one stays a push.
+    fn gather(&mut self, shard: ShardId, bytes: u64) {
+        let Some(link) = self.links.get_mut(shard) else { return };
+        let entry = SMALL_BYTES as u64;
+        let room = GATHERED_BYTES_MAX.min(self.limits.frame_bytes_max.into());
+        let mut used = entry + bytes;
+        let header = &mut self.frame.header;
+        let first = Small {
+            segment: header.segment,
+            assignment: header.assignment,
+            stamp: header.stamp,
+            previous: header.previous,
+            range: header.range,
+            value_bytes: header.value_bytes,
+        };
+        self.gathered.clear();
+        while let Some(((lane, segment), flow)) = link.first_flow().and_then(|place| self.flows.at_mut(place))
+        {
+            let Some(bytes) = flow.next_small_bytes(header.round).filter(|_| lane == header.lane) else {
+                break;
+            };
+            // The first one's entry is not paid for yet.
+            let entries = if self.gathered.is_empty() { 2 * entry } else { entry };
+            if used + entry + bytes > room || !link.may_push(entries + bytes) {
+                break;
+            }
+            if self.gathered.is_empty() {
+                self.control.clear();
+                if !wire::put_small(&mut self.control, &first) {
+                    return;
+                }
+                if let SendBody::Values { payload, bytes } = mem::take(&mut self.frame.body) {
+                    self.gathered.push((payload, bytes));
+                }
+            }
+            if !flow.gather_next(segment, &mut self.control, &mut self.gathered, &mut self.counters) {
+                break;
+            }
+            link.pushed(if self.gathered.len() == 2 { 2 * entry + bytes } else { entry + bytes });
+            used += entry + bytes;
+            let next = flow.next_round();
+            flow.queued = link.requeue_first(next, &mut self.sequence);
+        }
+        match self.gathered.len() {
+            0 => {}
+            // The second could not be said so.
+            1 => {
+                if let Some((payload, bytes)) = self.gathered.pop() {
+                    self.frame.body = SendBody::Values { payload, bytes };
+                }
+            }
+            _ => {
+                header.kind = Kind::Pushes;
+                (header.first, header.last) = (false, false);
+                (header.segment, header.assignment) = (SegmentId(0), Assignment(0));
+                (header.range, header.previous) = (KeyRange::default(), header.stamp);
+                // Both are bounded by a frame.
+                header.key_bytes = u32::try_from(self.control.len()).unwrap_or(u32::MAX);
+                header.value_bytes = u32::try_from(used).unwrap_or(u32::MAX) - header.key_bytes;
+                self.frame.body = SendBody::Gathered;
+            }
+        }
     }
 
     fn say_pull(&mut self, shard: ShardId, id: LinkId) -> bool {

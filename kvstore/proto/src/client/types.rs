@@ -227,6 +227,9 @@ pub enum SendBody<P> {
     Empty,
     /// The bytes in [`ClientCore::control`](super::ClientCore::control), valid until the next `poll_output`.
     Control,
+    /// Several small pushes: the bytes in `control`, then those of each of
+    /// [`ClientCore::gathered`](super::ClientCore::gathered), which the shell takes out.
+    Gathered,
     /// These bytes of a push's payload.
     Values {
         /// The push's payload.
@@ -239,7 +242,7 @@ pub enum SendBody<P> {
 /// What a client has counted since its start.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counters {
-    /// Push frames sent, repeats included.
+    /// Push frames sent, repeats included; of a frame of several pushes each counts.
     pub push_frames: u64,
     /// Pulls sent, repeats included.
     pub pull_frames: u64,

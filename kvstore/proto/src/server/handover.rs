@@ -12,7 +12,7 @@ use super::segment::{ParkedPull, Segment};
 use super::types::SegmentImage;
 use super::{ServerCore, enlist};
 
-impl<P> ServerCore<P> {
+impl<P: Clone> ServerCore<P> {
     /// Begins to own a segment: with the image of its former owner, or empty at the table's creation. The shell has the
     /// values in place. Does nothing for a table that the map here does not have.
     pub fn accept(&mut self, row: Row, image: Option<&SegmentImage>) {

@@ -59,7 +59,7 @@ pub struct ServerCore<P> {
     now: Nanos,
 }
 
-impl<P> ServerCore<P> {
+impl<P: Clone> ServerCore<P> {
     /// A shard that owns nothing yet.
     #[must_use]
     pub fn new(me: ShardId, job: JobId, limits: Limits) -> Self {
@@ -159,12 +159,16 @@ impl<P> ServerCore<P> {
             }
             Input::Lost { link } => self.lose(link),
             Input::Push { link, header, extension, payload } if header.job == self.job => {
-                self.push(link, &header, &extension, payload);
+                let credit = header.key_bytes.saturating_add(header.value_bytes);
+                self.push(link, &header, extension.arguments, payload, 0, credit);
+            }
+            Input::Pushes { link, header, keys, payload } if header.job == self.job => {
+                self.pushes(link, &header, keys, &payload);
             }
             Input::Control { link, header, extension, body } if header.job == self.job => {
                 self.control_frame(link, &header, &extension, body);
             }
-            Input::Push { link, .. } | Input::Control { link, .. } => {
+            Input::Push { link, .. } | Input::Pushes { link, .. } | Input::Control { link, .. } => {
                 self.violation(link, "a frame of another job");
             }
             Input::Sent { link, reply, count } => self.sent(link, reply, count),

@@ -5,15 +5,55 @@
 use crate::id::{Lane, LinkId, SegmentId};
 use crate::key::KeyRange;
 use crate::time::{Incarnation, Stamp};
-use crate::wire::{Extension, Header, Kind, Refusal};
+use crate::wire::{self, Arguments, Header, Kind, Refusal, SMALL_BYTES};
 
 use super::segment::{Contribution, Verdict};
 use super::{Output, ServerCore, enlist, owe_ack};
 
-impl<P> ServerCore<P> {
-    pub(super) fn push(&mut self, id: LinkId, header: &Header, extension: &Extension, payload: P) {
+impl<P: Clone> ServerCore<P> {
+    /// Several small pushes, each as if it had come in a frame of its own. Nothing of them is looked at before it is known
+    /// where the values of each lie.
+    pub(super) fn pushes(&mut self, id: LinkId, header: &Header, keys: &[u8], payload: &P) {
+        let Ok(smalls) = wire::smalls(keys) else {
+            return self.violation(id, "a malformed list of pushes");
+        };
+        let announced: u64 = smalls.clone().map(|small| u64::from(small.value_bytes)).sum();
+        if announced != u64::from(header.value_bytes) || keys.len() != header.key_bytes as usize {
+            return self.violation(id, "pushes whose values are not as long as they say");
+        }
+        let mut at = header.key_bytes;
+        for small in smalls {
+            let push = Header {
+                kind: Kind::Push,
+                first: true,
+                last: true,
+                key_bytes: 0,
+                value_bytes: small.value_bytes,
+                segment: small.segment,
+                assignment: small.assignment,
+                stamp: small.stamp,
+                range: small.range,
+                previous: small.previous,
+                ..*header
+            };
+            let entry = u32::try_from(SMALL_BYTES).unwrap_or(u32::MAX);
+            let credit = small.value_bytes.saturating_add(entry);
+            self.push(id, &push, Arguments::default(), payload.clone(), at, credit);
+            at = at.saturating_add(small.value_bytes);
+        }
+    }
+
+    /// `at` is where the values begin in the payload, `credit` what the push took of it.
+    pub(super) fn push(
+        &mut self,
+        id: LinkId,
+        header: &Header,
+        arguments: Arguments,
+        payload: P,
+        at: u32,
+        credit: u32,
+    ) {
         let Some(link) = self.links.get_mut(id) else { return };
-        let credit = header.key_bytes.saturating_add(header.value_bytes);
         link.push_bytes_held += u64::from(credit);
         if link.push_bytes_held > self.limits.push_bytes_per_link {
             return self.violation(id, "more push bytes than were granted");
@@ -57,10 +97,9 @@ impl<P> ServerCore<P> {
             return self.answer_push(id, header, Kind::Fenced, None, header.stamp, credit);
         }
         let Some(segment) = self.segments.get_mut(header.segment) else { return };
-        if let Some(state) = segment.lanes.get_mut(header.lane) {
-            state.heard_on(id);
-        }
-        let closed_before = segment.member_rounds(&self.view, header.lane);
+        let Some(state) = segment.lanes.get_mut(header.lane) else { return };
+        state.heard_on(id);
+        let rounds_before = state.rounds();
         let verdict = segment.judge(header, self.limits.rounds_open_max);
         if cfg!(planted = "acknowledged_before_applied") {
             self.acknowledge_unapplied(header);
@@ -81,9 +120,9 @@ impl<P> ServerCore<P> {
                         lane: header.lane,
                         stamp: header.stamp,
                         values,
-                        bytes: byte_range(header.range, values, value_bytes),
+                        bytes: byte_range(at, header.range, values, value_bytes),
                         payload,
-                        arguments: extension.arguments,
+                        arguments,
                     });
                 }
                 self.owe_and_release(id, header, credit);
@@ -97,9 +136,9 @@ impl<P> ServerCore<P> {
                     lane: header.lane,
                     stamp: header.stamp,
                     values,
-                    bytes: byte_range(header.range, values, value_bytes),
+                    bytes: byte_range(at, header.range, values, value_bytes),
                     payload,
-                    arguments: extension.arguments,
+                    arguments,
                     link: id,
                     credit,
                 };
@@ -108,10 +147,12 @@ impl<P> ServerCore<P> {
                 }
             }
         }
-        if let Some(segment) = self.segments.get_mut(header.segment) {
-            segment.settle(&self.view, header.lane, closed_before);
+        if let Some(segment) = self.segments.get_mut(header.segment)
+            && !segment.is_calm(header.lane, rounds_before)
+        {
+            segment.settle(&self.view, header.lane, rounds_before);
+            self.advance(header.segment);
         }
-        self.advance(header.segment);
     }
 
     //= protocol.md P10
@@ -203,8 +244,9 @@ impl<P> ServerCore<P> {
     }
 }
 
-/// Where the values of `part` lie in a payload that holds those of `whole`, in bytes. Both fit a frame.
-fn byte_range(whole: KeyRange, part: KeyRange, key_bytes: u32) -> core::ops::Range<u32> {
-    let at = |keys: u64| u32::try_from(keys).unwrap_or(u32::MAX).saturating_mul(key_bytes);
+/// Where the values of `part` lie in a payload that holds those of `whole` from `begin` on, in bytes. Both fit a frame.
+fn byte_range(begin: u32, whole: KeyRange, part: KeyRange, key_bytes: u32) -> core::ops::Range<u32> {
+    let at =
+        |keys: u64| u32::try_from(keys).unwrap_or(u32::MAX).saturating_mul(key_bytes).saturating_add(begin);
     if part.is_empty() { 0..0 } else { at(part.start - whole.start)..at(part.end - whole.start) }
 }

@@ -11,7 +11,7 @@ use crate::wire::{self, Extension, Header, Kind};
 use super::link::{Answer, ServerLink};
 use super::{Frame, Output, SendBody, ServerCore, enlist};
 
-impl<P> ServerCore<P> {
+impl<P: Clone> ServerCore<P> {
     /// The frame of the last [`Output::Send`], until the next `poll_output`.
     #[must_use]
     pub const fn frame(&self) -> &Frame {

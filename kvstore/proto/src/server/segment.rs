@@ -89,6 +89,11 @@ pub(super) struct LaneState {
 }
 
 impl LaneState {
+    /// Rounds that the lane is known to have closed here.
+    pub(super) fn rounds(&self) -> Round {
+        self.closed.rounds.max(self.implied)
+    }
+
     /// The lane speaks on this connection from now on; what is owed on another is owed here. One incarnation has one connection
     /// after the other, so a late frame of an older one does not take it back: its peer does not read there any more.
     pub(super) fn heard_on(&mut self, link: LinkId) {
@@ -277,9 +282,21 @@ impl<P> Segment<P> {
         self.count(view, lane, before);
     }
 
-    /// A frame of the lane was judged: closes that waited for its clock may be reached. `before` is what `member_rounds`
-    /// said before it was.
-    pub(super) fn settle(&mut self, view: &View, lane: Lane, before: Option<Round>) {
+    /// Whether a frame of the lane that was just judged sets nothing free: its rounds are as before, no close waits for its
+    /// clock, and nobody waits for either. So it is with nearly all.
+    pub(super) fn is_calm(&self, lane: Lane, rounds_before: Round) -> bool {
+        self.aggregation == Aggregation::None
+            && self.parked.is_empty()
+            && self.parked_after.is_empty()
+            && self
+                .lanes
+                .get(lane)
+                .is_some_and(|state| state.closed.oldest.is_none() && state.rounds() == rounds_before)
+    }
+
+    /// A frame of the lane, which is a member's, was judged: closes that waited for its clock may be reached.
+    pub(super) fn settle(&mut self, view: &View, lane: Lane, rounds_before: Round) {
+        let before = view.member(lane).map(|member| member.first_round.max(rounds_before));
         if let Some(state) = self.lanes.get_mut(lane) {
             state.closed.reach(state.received.lowest());
         }
@@ -307,9 +324,7 @@ impl<P> Segment<P> {
         let member = view.member(lane)?;
         let state =
             self.lanes.get(lane).filter(|state| state.received.lowest().incarnation() == member.incarnation);
-        let heard = state.map_or(0, |state| state.closed.rounds);
-        let implied = state.map_or(0, |state| state.implied);
-        Some(heard.max(implied).max(member.first_round))
+        Some(state.map_or(0, LaneState::rounds).max(member.first_round))
     }
 
     /// Rounds closed on this segment by the member that has closed the fewest; what is admitted counts.

@@ -36,6 +36,17 @@ pub enum Input<'a, P> {
         /// Its body: `header.value_bytes` of values.
         payload: P,
     },
+    /// A frame of several pushes has arrived whole, its head verified.
+    Pushes {
+        /// On which connection.
+        link: LinkId,
+        /// Its head.
+        header: Header,
+        /// The first `header.key_bytes` of its body.
+        keys: &'a [u8],
+        /// Its body.
+        payload: P,
+    },
     /// Any other frame has arrived whole, its head verified.
     Control {
         /// On which connection.

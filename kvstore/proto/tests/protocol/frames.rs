@@ -182,6 +182,7 @@ fn answers_to_segments_that_are_not_there_are_bounded() {
 fn kind() -> impl Strategy<Value = Kind> {
     proptest::sample::select(vec![
         Kind::Push,
+        Kind::Pushes,
         Kind::Pull,
         Kind::PullReply,
         Kind::Ack,
@@ -262,6 +263,10 @@ proptest! {
                 // The shells have checked that the body is as long as the head says.
                 let payload: Rc<[u8]> = vec![0; header.value_bytes as usize].into();
                 shard.core.handle_input(shard.now, Input::Push { link: LINK, header, extension, payload });
+            } else if header.kind == Kind::Pushes {
+                let keys = &body[..body.len().min(header.key_bytes as usize)];
+                let payload: Rc<[u8]> = vec![0; keys.len() + header.value_bytes as usize].into();
+                shard.core.handle_input(shard.now, Input::Pushes { link: LINK, header, keys, payload });
             } else {
                 shard.core.handle_input(shard.now, Input::Control { link: LINK, header, extension, body: &body });
             }

@@ -14,6 +14,7 @@ mod aggregation;
 mod credits;
 mod fencing;
 mod frames;
+mod gathering;
 mod histories;
 mod resending;
 mod rounds;

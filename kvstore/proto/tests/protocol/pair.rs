@@ -356,6 +356,10 @@ impl Pair {
             let core = &mut self.rooms[shard].core;
             if header.kind == Kind::Push {
                 core.handle_input(self.now, server::Input::Push { link, header, extension, payload: body });
+            } else if header.kind == Kind::Pushes {
+                let keys = &body[..header.key_bytes as usize];
+                let payload = body.clone();
+                core.handle_input(self.now, server::Input::Pushes { link, header, keys, payload });
             } else {
                 core.handle_input(self.now, server::Input::Control { link, header, extension, body: &body });
             }
@@ -402,6 +406,13 @@ impl Pair {
                 let body: Payload = match std::mem::take(&mut frame.body) {
                     client::SendBody::Empty => [].into(),
                     client::SendBody::Control => seat.core.control().into(),
+                    client::SendBody::Gathered => {
+                        let mut body = seat.core.control().to_vec();
+                        for (payload, bytes) in seat.core.gathered().drain(..) {
+                            body.extend_from_slice(&payload[bytes]);
+                        }
+                        body.into()
+                    }
                     client::SendBody::Values { payload, bytes } => payload[bytes].into(),
                 };
                 let head = encode(&header, &extension, link, body.len());

@@ -346,7 +346,8 @@ fn sends_in_excess_wait_for_a_completion() {
     worker.sends_complete = false;
     let issued: Vec<Stamp> = (0..4).flat_map(|_| pushed(&worker.push(0, 0..10).1)).collect();
     assert_eq!(issued, [at(1), at(2)]);
-    assert_eq!(pushed(&worker.tell(Input::Sent { link: LinkId(1), count: 1 })), [at(3)]);
+    // Expect: one frame, which takes both that have waited for it.
+    assert_eq!(pushed(&worker.tell(Input::Sent { link: LinkId(1), count: 1 })), [at(3), at(4)]);
 }
 
 //= protocol.md B6

@@ -40,13 +40,15 @@ pub(crate) struct Worker {
     pub(crate) sends_complete: bool,
     pub(crate) timeout: Option<Nanos>,
     pub(crate) limits: Limits,
+    /// Frames sent. One of several pushes is one; its pushes are effects of their own.
+    pub(crate) frames: u32,
 }
 
 impl Worker {
     /// A worker that holds these lanes of the view.
     pub(crate) fn new(limits: Limits, tables: &[TableSpec], view: &View, lanes: &[u32]) -> Self {
         let core = ClientCore::new(JOB, limits);
-        let mut worker = Self { core, now: Nanos(0), sends_complete: true, timeout: None, limits };
+        let mut worker = Self { core, now: Nanos(0), sends_complete: true, timeout: None, limits, frames: 0 };
         worker.tell(Input::Map(map_of(tables, id(0))));
         worker.tell(Input::View(view.clone()));
         worker.tell(Input::Run(lanes.iter().map(|&lane| *view.member(Lane(lane)).unwrap()).collect()));
@@ -151,10 +153,22 @@ impl Worker {
                     let body = match std::mem::take(&mut frame.body) {
                         SendBody::Empty => Vec::new(),
                         SendBody::Control => self.core.control().to_vec(),
+                        SendBody::Gathered => {
+                            let mut body = self.core.control().to_vec();
+                            for (payload, bytes) in self.core.gathered().drain(..) {
+                                body.extend_from_slice(&payload[bytes]);
+                            }
+                            body
+                        }
                         SendBody::Values { payload, bytes } => payload[bytes].to_vec(),
                     };
                     if self.sends_complete {
                         self.core.handle_input(self.now, Input::Sent { link, count: 1 });
+                    }
+                    self.frames += 1;
+                    if header.kind == Kind::Pushes {
+                        effects.extend(pushes(link, &header, &body));
+                        continue;
                     }
                     Effect::Sent(Sent { link, header, extension, body })
                 }
@@ -169,6 +183,33 @@ impl Worker {
             });
         }
     }
+}
+
+/// The pushes of a frame of several, as if each had gone in a frame of its own.
+fn pushes(link: LinkId, header: &Header, body: &[u8]) -> Vec<Effect> {
+    let (keys, mut values) = body.split_at(header.key_bytes as usize);
+    assert_eq!(values.len(), header.value_bytes as usize);
+    let sent = wire::smalls(keys).unwrap().map(|small| {
+        let (body, rest) = values.split_at(small.value_bytes as usize);
+        values = rest;
+        let header = Header {
+            kind: Kind::Push,
+            first: true,
+            last: true,
+            key_bytes: 0,
+            value_bytes: small.value_bytes,
+            segment: small.segment,
+            assignment: small.assignment,
+            stamp: small.stamp,
+            range: small.range,
+            previous: small.previous,
+            ..*header
+        };
+        Effect::Sent(Sent { link, header, extension: Extension::default(), body: body.to_vec() })
+    });
+    let sent = sent.collect();
+    assert!(values.is_empty());
+    sent
 }
 
 /// Frames of a kind that were sent.
