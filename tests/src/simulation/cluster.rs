@@ -676,6 +676,7 @@ impl Cluster {
                 return Err(format!("{:?} counted violations: {counters:?}", server.node.core().me()));
             }
             self.coverage.repeats += counters.duplicates;
+            self.coverage.gathered += counters.gathered;
             self.coverage.disordered += counters.gaps;
             self.coverage.parked += counters.parked;
             self.coverage.stale += counters.stale;

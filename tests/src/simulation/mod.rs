@@ -17,6 +17,8 @@ use scenario::Scenario;
 pub struct Coverage {
     /// Pushes issued.
     pub pushes: u64,
+    /// Pushes that arrived in one frame with others.
+    pub gathered: u64,
     /// Pulls answered.
     pub pulls: u64,
     /// Connections that came up again.
@@ -47,6 +49,7 @@ impl Coverage {
     pub fn and(self, other: Self) -> Self {
         Self {
             pushes: self.pushes + other.pushes,
+            gathered: self.gathered + other.gathered,
             pulls: self.pulls + other.pulls,
             reconnects: self.reconnects + other.reconnects,
             repeats: self.repeats + other.repeats,
@@ -66,6 +69,7 @@ impl Coverage {
     pub fn missing(&self) -> Vec<&'static str> {
         let all = [
             ("pushes", self.pushes),
+            ("pushes that share a frame", self.gathered),
             ("pulls", self.pulls),
             ("reconnects", self.reconnects),
             ("repeats delivered", self.repeats),

@@ -38,6 +38,7 @@ impl<P: Clone> ServerCore<P> {
             };
             let entry = u32::try_from(SMALL_BYTES).unwrap_or(u32::MAX);
             let credit = small.value_bytes.saturating_add(entry);
+            self.counters.gathered += 1;
             self.push(id, &push, Arguments::default(), payload.clone(), at, credit);
             at = at.saturating_add(small.value_bytes);
         }

@@ -179,6 +179,8 @@ pub struct SegmentImage {
 pub struct Counters {
     /// Push frames applied or contributed.
     pub pushes: u64,
+    /// Pushes that came in one frame with others, whatever became of them.
+    pub gathered: u64,
     /// Push frames that had been applied before.
     pub duplicates: u64,
     /// Push frames whose predecessor was missing.
