@@ -8,4 +8,5 @@ mod lost;
 mod network;
 mod perf;
 mod secrets;
+mod stopped;
 mod usage;
