@@ -1,7 +1,7 @@
 //! Processes that may not have io_uring, as in many containers: what takes its place, and what is said about it.
-//! The filter is put on the thread that starts them, and inherited; the test's other threads do not have it.
+//! By a filter of system calls, or by a limit on locked memory. The filter is put on the thread that starts them, and inherited; the test's other threads do not have it.
 
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
@@ -120,4 +120,37 @@ fn who_asks_for_io_uring_where_it_is_denied_is_told_why_and_gets_nothing_else() 
         );
         assert_said(&error, &words);
     }
+}
+
+/// Some kernels count rings as locked memory, unless the user may lock as much as there is.
+#[test]
+fn without_locked_memory_the_limit_is_named_and_sockets_are_taken() {
+    let run = |arguments: &str| {
+        let ours = rangefold(arguments);
+        let mut command = Command::new("prlimit");
+        command.arg("--memlock=0");
+        if rustix::process::geteuid().is_root() {
+            command.args(["setpriv", "--bounding-set=-ipc_lock"]);
+        }
+        command.arg(ours.get_program()).args(ours.get_args());
+        for (name, _) in ours.get_envs() {
+            command.env_remove(name);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        finish(command.spawn().unwrap())
+    };
+    let output = run("info --json");
+    let facts = result_of(&output);
+    assert_eq!(facts["locked_memory_bytes"], 0, "{facts}");
+    let transport = &facts["transport"];
+    if transport["between_processes"] == "socket and uring" {
+        eprintln!("skipped: this kernel does not count rings as locked memory");
+        return;
+    }
+    assert_eq!(transport["between_processes"], "socket", "{transport}");
+    let words = ["the limit on locked memory is", "ulimit -l"];
+    assert_said(transport["of_a_server"].as_str().unwrap(), &words);
+    let asks = run("perf send --transport uring --size 64 --iterations 1");
+    assert_eq!(asks.status.code(), Some(3), "{}", error_of(&asks));
+    assert_said(&error_of(&asks), &words);
 }

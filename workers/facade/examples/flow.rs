@@ -103,8 +103,8 @@ fn flow(
     let expected: Vec<Vec<f32>> = ranges.iter().map(|&range| pattern(range)).collect();
     let ones: Vec<Vec<f32>> = expected.iter().map(|values| vec![1.0; values.len()]).collect();
     let mut counts: Vec<(KeyRange, u64)> = ranges.iter().map(|&range| (range, 0)).collect();
-    let mut pushed = VecDeque::new();
-    let mut pulled = VecDeque::new();
+    let mut pushed: VecDeque<remote::Ticket> = VecDeque::new();
+    let mut pulled: VecDeque<(usize, remote::PullTicket<f32>)> = VecDeque::new();
     let (mut done, mut said) = (0_u64, Instant::now());
     let mut next = Instant::now();
     let mut index = 0;
@@ -130,7 +130,10 @@ fn flow(
         if under_way == 0 {
             break;
         }
-        if under_way < WINDOW && !is_ending && pause.is_none() {
+        let is_front_done = pushed.front().is_some_and(remote::Ticket::is_done)
+            || pulled.front().is_some_and(|(_, ticket)| ticket.is_done());
+        // At a pace, what has ended is taken as it comes; without one, when there is no room for more.
+        if under_way < WINDOW && !is_ending && !(pause.is_some() && is_front_done) {
             continue;
         }
         if let Some(ticket) = pushed.pop_front() {
