@@ -1,5 +1,6 @@
 //! Real processes on loopback: `launch` with a scheduler, servers and workers; killed, stopped, interrupted.
 
+mod denied;
 mod harness;
 mod interrupts;
 mod jobs;
@@ -7,4 +8,5 @@ mod lost;
 mod network;
 mod perf;
 mod secrets;
+mod stopped;
 mod usage;

@@ -202,6 +202,11 @@ fn small_gaps_and_unused_transports_can_be_read() {
     let info = run("info");
     let text = String::from_utf8_lossy(&info.stdout);
     assert!(text.lines().any(|line| line.trim() == "verbs: not part of this version"), "{text}");
+    for fact in
+        ["huge_pages", "of_shared_memory", "memory_nodes", "io_uring", "remote_memory_ports", "vector_units"]
+    {
+        assert!(text.lines().any(|line| line.split_whitespace().next() == Some(fact)), "{fact}: {text}");
+    }
     let help = run("train lr --help");
     let text = String::from_utf8_lossy(&help.stdout);
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,5 +1,6 @@
-//! What every backend must do, one function per promise of the contract (`endpoint.rs`).
-//! Knows the trait only; a backend's tests bring a [`Fixture`] and call [`all`], or one promise by its name.
+//! What every backend must do, one function per promise of the crate's documentation.
+//! Knows the trait only; a backend's tests bring a [`Fixture`] and call [`all`], or one promise by its name
+//! ([`for_each_promise`](crate::for_each_promise)).
 //! Source: the shape is arrow-rs-object-store's `integration.rs`.
 //!
 //! Each function panics when the promise is broken, saying what was expected and what came.
@@ -11,10 +12,21 @@ use crate::error::{Full, LostReason, Violation};
 use crate::link::Link;
 
 mod harness;
+mod peers;
+mod places;
 mod sleep;
 
 pub use harness::{FRAMING, head, number_of};
-pub use sleep::{rings_a_sleeper, sees_to_what_comes_up_late, sleeps_again_after_a_ring, wakes_a_sleeper};
+pub use peers::{closes_what_it_cannot_adopt, names_no_two_peers_alike};
+pub use places::{
+    announces_from_the_threshold, completes_while_a_body_waits, discards_what_is_not_wanted,
+    gives_back_the_place_of_the_lost, ignores_places_of_the_lost, places_where_it_was_told,
+    refuses_a_place_of_another_length,
+};
+pub use sleep::{
+    rings_a_sleeper, sees_to_a_late_adoption, sees_to_a_late_close, sees_to_a_late_place,
+    sleeps_again_after_a_ring, wakes_a_sleeper,
+};
 
 use harness::{STEPS_MAX, Side, Two, bytes_of, head_of, pattern};
 
@@ -33,40 +45,72 @@ pub trait Fixture {
     fn step(&mut self);
 }
 
-/// Checks every promise that needs one thread, each with a fixture of its own.
-pub fn all<F: Fixture>(mut make: impl FnMut() -> F) {
-    keeps_order(make());
-    completes_every_token_once(make());
-    completes_what_was_posted_to_the_lost(make());
-    flushes_before_lost(make());
-    closing_loses_both_sides_once(make());
-    delivers_what_was_sent_before_the_close(make());
-    dropping_an_endpoint_closes(make());
-    dropping_a_link_closes(make());
-    full_ends_with_a_completion(make());
-    a_full_peer_holds_up_nobody(make());
-    carries_heads_of_every_length(make());
-    carries_empty_bodies(make());
-    concatenates_slices(make());
-    cuts_off_who_sends_too_much(make());
-    announces_from_the_threshold(make());
-    places_where_it_was_told(make());
-    discards_what_is_not_wanted(make());
-    ignores_places_of_the_lost(make());
-    returns_the_memory_of_bodies(make());
-    reports_no_more_than_there_is_room_for(make());
+/// Hands the names of all promises to a macro: those that one thread can check on any endpoint, and those that take real time
+/// (two threads, or a sleep). The one list; the crate's documentation has a line for each.
+#[macro_export]
+macro_rules! for_each_promise {
+    ($hand_to:ident) => {
+        $hand_to! {
+            one_thread: [
+                keeps_order,
+                completes_every_token_once,
+                completes_what_was_posted_to_the_lost,
+                flushes_before_lost,
+                full_ends_with_a_completion,
+                a_full_peer_holds_up_nobody,
+                reports_no_more_than_there_is_room_for,
+                closing_loses_both_sides_once,
+                delivers_what_was_sent_before_the_close,
+                dropping_an_endpoint_closes,
+                dropping_a_link_closes,
+                closes_what_it_cannot_adopt,
+                names_no_two_peers_alike,
+                carries_heads_of_every_length,
+                carries_empty_bodies,
+                concatenates_slices,
+                returns_the_memory_of_bodies,
+                cuts_off_who_sends_too_much,
+                announces_from_the_threshold,
+                places_where_it_was_told,
+                completes_while_a_body_waits,
+                discards_what_is_not_wanted,
+                ignores_places_of_the_lost,
+                gives_back_the_place_of_the_lost,
+                refuses_a_place_of_another_length,
+            ],
+            real_time: [
+                wakes_a_sleeper,
+                rings_a_sleeper,
+                sleeps_again_after_a_ring,
+                sees_to_a_late_adoption,
+                sees_to_a_late_place,
+                sees_to_a_late_close,
+            ],
+        }
+    };
 }
 
-/// Checks the promises that need two threads, for endpoints that real time moves.
-pub fn all_with_threads<F: Fixture>(mut make: impl FnMut() -> F)
-where
-    F::Endpoint: Send,
-{
-    wakes_a_sleeper(make());
-    rings_a_sleeper(make());
-    sleeps_again_after_a_ring(make());
-    sees_to_what_comes_up_late(&mut make);
+macro_rules! suite {
+    (one_thread: [$($one:ident),* $(,)?], real_time: [$($real:ident),* $(,)?] $(,)?) => {
+        /// The names of all promises.
+        pub const PROMISES: &[&str] = &[$(stringify!($one),)* $(stringify!($real)),*];
+
+        /// Checks every promise that one thread can check, each with a fixture of its own.
+        pub fn all<F: Fixture>(mut make: impl FnMut() -> F) {
+            $($one(make());)*
+        }
+
+        /// Checks the promises that take two threads or a sleep, for endpoints that real time moves.
+        pub fn all_in_real_time<F: Fixture>(mut make: impl FnMut() -> F)
+        where
+            F::Endpoint: Send,
+        {
+            $($real(make());)*
+        }
+    };
 }
+
+for_each_promise!(suite);
 
 /// Messages to one peer arrive in the order of posting, each once, over many batches and a full queue.
 pub fn keeps_order<F: Fixture>(fixture: F) {
@@ -331,96 +375,6 @@ pub fn cuts_off_who_sends_too_much<F: Fixture>(fixture: F) {
     assert_eq!(two.right.losses(), [LostReason::Violation(Violation::BodyTooLong)]);
     assert_eq!(two.left.completions().len(), 2);
     assert_eq!(two.left.losses().len(), 1);
-}
-
-/// Bodies of `place_from` bytes and more are announced, shorter ones arrive.
-pub fn announces_from_the_threshold<F: Fixture>(fixture: F) {
-    let mut two = Two::with(fixture, None, |link| link.place_from(1_000));
-    for (number, len) in [(1, 999), (2, 1_000), (3, 1_001)] {
-        let body = two.body(&pattern(len));
-        two.left.send(two.to_right, number, body);
-    }
-    let mut answered = Vec::new();
-    two.until("all come", |two| {
-        // Each is answered as it comes; the next one waits for that.
-        for event in &two.right.seen {
-            if let Event::Announced { arrival, body_bytes, .. } = event
-                && !answered.contains(body_bytes)
-            {
-                answered.push(*body_bytes);
-                two.right.endpoint.place(*arrival, None);
-            }
-        }
-        two.right.arrived().len() == 3
-    });
-    assert_eq!(two.right.arrived(), [1, 2, 3], "announcements keep their place in the order");
-    assert!(matches!(two.right.seen[0], Event::Arrived { .. }));
-    assert!(matches!(two.right.seen[1], Event::Announced { body_bytes: 1_000, .. }));
-    assert!(matches!(two.right.seen[2], Event::Announced { body_bytes: 1_001, .. }));
-}
-
-/// An announced body lands in the memory given to `place`, which comes back; later messages wait and then arrive.
-pub fn places_where_it_was_told<F: Fixture>(fixture: F) {
-    let mut two = Two::with(fixture, None, |link| link.place_from(1));
-    let bytes = pattern(5_000);
-    let parts = [two.body(&bytes[..1_234]), two.body(&bytes[1_234..])];
-    let body = Body::of(parts.iter().flat_map(|part| part.slices().iter().cloned()));
-    two.left.send(two.to_right, 1, body);
-    two.left.send(two.to_right, 2, Body::empty());
-    two.until("announced", |two| two.right.announced().is_some());
-    two.settle();
-    assert_eq!(two.right.arrived(), [1], "what comes later waits");
-    let Some((arrival, body_bytes)) = two.right.announced() else { panic!("announced") };
-    let mut destination = two.arena.take(body_bytes).expect("the tests use little memory");
-    destination.as_mut_bytes().fill(0);
-    let address = destination.as_bytes().as_ptr();
-    two.right.endpoint.place(arrival, Some(destination));
-    let mut placed = None;
-    two.until("placed", |two| {
-        placed = placed.take().or_else(|| two.right.take_placed());
-        placed.is_some() && two.right.arrived().len() == 2
-    });
-    let Some((destination, outcome)) = placed else { panic!("placed") };
-    assert_eq!(outcome, Ok(()));
-    assert_eq!(destination.as_bytes(), bytes);
-    assert_eq!(destination.as_bytes().as_ptr(), address, "the same memory comes back");
-    two.until("both complete", |two| two.left.completions().len() == 2);
-}
-
-/// `place` of nothing discards the body; what follows arrives.
-pub fn discards_what_is_not_wanted<F: Fixture>(fixture: F) {
-    let mut two = Two::with(fixture, None, |link| link.place_from(100));
-    let body = two.body(&pattern(500));
-    two.left.send(two.to_right, 1, body);
-    two.left.send(two.to_right, 2, Body::empty());
-    two.until("announced", |two| two.right.announced().is_some());
-    let Some((arrival, _)) = two.right.announced() else { panic!("announced") };
-    two.right.endpoint.place(arrival, None);
-    two.until("the next arrives", |two| two.right.arrived().len() == 2 && two.left.completions().len() == 2);
-    two.settle();
-    assert!(two.right.take_placed().is_none(), "nothing more of a discarded body");
-    two.right.seen.clear();
-    two.arena.collect();
-    assert_eq!(two.arena.used_bytes(), 0, "its memory is back");
-}
-
-/// `place` after the peer was lost does nothing and keeps nothing.
-pub fn ignores_places_of_the_lost<F: Fixture>(fixture: F) {
-    let mut two = Two::with(fixture, None, |link| link.place_from(1));
-    let body = two.body(&pattern(64));
-    two.left.send(two.to_right, 1, body);
-    two.until("announced", |two| two.right.announced().is_some());
-    let Some((arrival, body_bytes)) = two.right.announced() else { panic!("announced") };
-    two.right.endpoint.close(two.to_left);
-    two.until("lost", |two| !two.right.losses().is_empty() && !two.left.losses().is_empty());
-    let destination = two.arena.take(body_bytes).expect("the tests use little memory");
-    two.right.endpoint.place(arrival, Some(destination));
-    two.settle();
-    assert!(two.right.take_placed().is_none());
-    assert!(matches!(two.right.seen.last(), Some(Event::Lost { .. })), "the loss stays the last event");
-    two.right.seen.clear();
-    two.arena.collect();
-    assert_eq!(two.arena.used_bytes(), 0, "body and destination are back");
 }
 
 /// When the receiver has dropped a body and the sender's token is complete, the memory is the sender's again.

@@ -25,9 +25,9 @@ impl Fixture for Memory {
     fn endpoint(&mut self, body_bytes_max: Option<u32>) -> memory::Endpoint {
         let limits = memory::Limits::default();
         memory::Endpoint::with_limits(memory::Limits {
+            peers_max: 8,
             operations_per_peer_max: DEPTH,
             body_bytes_max: body_bytes_max.unwrap_or(limits.body_bytes_max),
-            ..limits
         })
     }
 
@@ -311,169 +311,97 @@ fn memory() -> Memory {
 }
 
 fn simulated(seed: u64) -> Simulated {
-    let config = sim::Config { depth: DEPTH, ..sim::Config::default() };
+    let config = sim::Config { depth: DEPTH, peers_max: 8, ..sim::Config::default() };
     Simulated { network: sim::Network::new(seed, config) }
 }
 
-macro_rules! promises {
-    ($($promise:ident),* $(,)?) => {
-        mod over_memory {
+/// A test per promise over one backend.
+macro_rules! over {
+    ($module:ident, $fixture:ident, $($promise:ident),*) => {
+        mod $module {
             $(#[test]
             fn $promise() {
-                super::conformance::$promise(super::memory());
+                super::conformance::$promise(super::$fixture());
             })*
         }
+    };
+}
 
-        mod over_socket {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::socket());
-            })*
-        }
-
-        mod over_uring {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::uring());
-            })*
-        }
-
-        mod over_uring_of_many {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::uring_of_many());
-            })*
-        }
-
-        mod over_a_socket_beside_a_ring {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::socket_beside_a_ring());
-            })*
-        }
-
-        mod over_a_ring_beside_a_socket {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::ring_beside_a_socket());
-            })*
-        }
-
-        mod over_shm {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::shm());
-            })*
-        }
-
-        mod over_a_socket_beside_shm {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::socket_beside_memory());
-            })*
-        }
-
-        mod over_a_ring_beside_shm {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::ring_beside_memory());
-            })*
-        }
-
-        mod over_shm_beside_a_socket {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::memory_beside_a_socket());
-            })*
-        }
-
-        mod over_shm_beside_a_ring {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::memory_beside_a_ring());
-            })*
-        }
-
-        mod over_shm_alone {
-            $(#[test]
-            fn $promise() {
-                super::conformance::$promise(super::only_memory());
-            })*
-        }
+macro_rules! backends {
+    (one_thread: [$($one:ident),* $(,)?], real_time: [$($real:ident),* $(,)?] $(,)?) => {
+        over!(over_memory, memory, $($one,)* $($real),*);
+        over!(over_socket, socket, $($one,)* $($real),*);
+        over!(over_uring, uring, $($one,)* $($real),*);
+        over!(over_uring_of_many, uring_of_many, $($one,)* $($real),*);
+        over!(over_shm, shm, $($one,)* $($real),*);
+        over!(over_shm_alone, only_memory, $($one,)* $($real),*);
+        over!(over_a_socket_beside_a_ring, socket_beside_a_ring, $($one,)* $($real),*);
+        over!(over_a_ring_beside_a_socket, ring_beside_a_socket, $($one,)* $($real),*);
+        over!(over_a_socket_beside_shm, socket_beside_memory, $($one,)* $($real),*);
+        over!(over_a_ring_beside_shm, ring_beside_memory, $($one,)* $($real),*);
+        over!(over_shm_beside_a_socket, memory_beside_a_socket, $($one,)* $($real),*);
+        over!(over_shm_beside_a_ring, memory_beside_a_ring, $($one,)* $($real),*);
 
         mod over_sim {
             $(#[test]
-            fn $promise() {
+            fn $one() {
                 for seed in 0..20 {
-                    super::conformance::$promise(super::simulated(seed));
+                    super::conformance::$one(super::simulated(seed));
                 }
             })*
         }
     };
 }
 
-promises!(
-    keeps_order,
-    completes_every_token_once,
-    completes_what_was_posted_to_the_lost,
-    flushes_before_lost,
-    closing_loses_both_sides_once,
-    delivers_what_was_sent_before_the_close,
-    dropping_an_endpoint_closes,
-    dropping_a_link_closes,
-    full_ends_with_a_completion,
-    a_full_peer_holds_up_nobody,
-    carries_heads_of_every_length,
-    carries_empty_bodies,
-    concatenates_slices,
-    cuts_off_who_sends_too_much,
-    announces_from_the_threshold,
-    places_where_it_was_told,
-    discards_what_is_not_wanted,
-    ignores_places_of_the_lost,
-    returns_the_memory_of_bodies,
-    reports_no_more_than_there_is_room_for,
-);
+rangefold_transport::for_each_promise!(backends);
 
 #[test]
-fn all_runs_every_promise() {
+fn all_at_once() {
     conformance::all(memory);
+    conformance::all_in_real_time(memory);
 }
 
-#[test]
-fn memory_with_threads() {
-    conformance::all_with_threads(memory);
+/// The names in this text behind `conformance::`.
+fn named(text: &str) -> Vec<&str> {
+    text.split("[`conformance::").skip(1).filter_map(|rest| rest.split('`').next()).collect()
 }
 
-#[test]
-fn socket_with_threads() {
-    conformance::all_with_threads(socket);
+/// Both lists hold the same names, each once.
+fn assert_same(these: &[&str], those: &[&str], what: [&str; 2]) {
+    let only = |here: &[&str], there: &[&str]| -> Vec<String> {
+        here.iter().filter(|name| !there.contains(name)).map(ToString::to_string).collect()
+    };
+    assert_eq!(only(these, those), [""; 0], "{}, and not {}", what[0], what[1]);
+    assert_eq!(only(those, these), [""; 0], "{}, and not {}", what[1], what[0]);
+    assert_eq!(these.len(), those.len(), "one of these names is there twice: {these:?}, {those:?}");
 }
 
+/// The promises of the crate's documentation are the functions of the suite: each promise has one, and each is promised.
 #[test]
-fn uring_with_threads() {
-    conformance::all_with_threads(uring);
-    conformance::all_with_threads(uring_of_many);
-}
+fn every_promise_has_a_function_and_every_function_a_promise() {
+    let source = |path: &str| {
+        std::fs::read_to_string(format!("{}/src/{path}", env!("CARGO_MANIFEST_DIR"))).expect("our source")
+    };
+    let documentation = source("lib.rs");
+    let (_, section) = documentation.split_once("//! # Promises\n").expect("a section");
+    let (section, _) = section.split_once("\n#!").expect("attributes behind it");
+    let section = section.replace("\n//! ", "\n").replace("\n//!", "\n");
+    let promises: Vec<&str> = section.split("\n- ").skip(1).collect();
+    let mut promised = Vec::new();
+    for promise in &promises {
+        let names = named(promise);
+        assert_eq!(names.len(), 1, "one function for the promise {promise:?}");
+        promised.extend(names);
+    }
+    assert_same(&promised, conformance::PROMISES, ["promised", "in the suite"]);
 
-#[test]
-fn socket_and_uring_with_threads() {
-    conformance::all_with_threads(socket_beside_a_ring);
-    conformance::all_with_threads(ring_beside_a_socket);
-}
-
-#[test]
-fn shm_with_threads() {
-    conformance::all_with_threads(shm);
-    conformance::all_with_threads(only_memory);
-}
-
-#[test]
-fn shm_and_tcp_with_threads() {
-    conformance::all_with_threads(memory_beside_a_socket);
-    conformance::all_with_threads(memory_beside_a_ring);
-    conformance::all_with_threads(socket_beside_memory);
-    conformance::all_with_threads(ring_beside_memory);
+    let folder = format!("{}/src/conformance", env!("CARGO_MANIFEST_DIR"));
+    let files = std::fs::read_dir(folder).expect("our source").map(|entry| entry.expect("our source").path());
+    let parts = files.map(|path| std::fs::read_to_string(path).expect("our source"));
+    let text: String = parts.chain([source("conformance.rs")]).collect();
+    let functions = text.split("\npub fn ").skip(1).filter_map(|rest| rest.split_once('('));
+    let written: Vec<&str> = functions.filter_map(|(name, _)| name.strip_suffix("<F: Fixture>")).collect();
+    assert_same(&written, conformance::PROMISES, ["written", "in the suite"]);
 }
 
 /// Messages of one batch to a peer over each way, and answers from all of them, between two sleeps.

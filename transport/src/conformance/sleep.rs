@@ -147,24 +147,9 @@ fn act_late<E: Endpoint>(
     assert_eq!(ended, Ended::Until, "{what} in the turn before a sleep is forgotten");
 }
 
-/// A link that is adopted, a body that is placed or a peer that is closed in the turn between `arm` and the sleep is seen to.
-pub fn sees_to_what_comes_up_late<F: Fixture>(mut make: impl FnMut() -> F) {
-    let mut two = Two::new(make());
-    let peer = two.to_left;
-    two.settle();
-    act_late("a close", &mut two.right, |side| side.endpoint.close(peer), |side| !side.losses().is_empty());
-
-    let mut two = Two::with(make(), None, |link| link.place_from(1));
-    let body = two.body(&[7; 100]);
-    two.left.send(two.to_right, 1, body);
-    two.left.send(two.to_right, 2, Body::empty());
-    two.until("it is announced", |two| two.right.announced().is_some());
-    two.settle();
-    let arrival = two.right.announced().expect("announced").0;
-    let place = |side: &mut Side<F::Endpoint>| side.endpoint.place(arrival, None);
-    act_late("a place", &mut two.right, place, |side| side.arrived() == [1, 2]);
-
-    let mut two = Two::new(make());
+/// A link that is adopted in the turn between `arm` and the sleep is seen to: what came before is reported.
+pub fn sees_to_a_late_adoption<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
     let (link_left, link_right) = two.fixture.connect();
     let to_right = two.left.endpoint.adopt(link_left).expect("room for a second link");
     two.left.send(to_right, 3, Body::empty());
@@ -173,4 +158,25 @@ pub fn sees_to_what_comes_up_late<F: Fixture>(mut make: impl FnMut() -> F) {
         let _ = side.endpoint.adopt(link_right).expect("room for a second link");
     };
     act_late("an adoption", &mut two.right, adopt, |side| side.arrived() == [3]);
+}
+
+/// A body that is placed in the turn between `arm` and the sleep is seen to: what comes after it is reported.
+pub fn sees_to_a_late_place<F: Fixture>(fixture: F) {
+    let mut two = Two::with(fixture, None, |link| link.place_from(1));
+    let body = two.body(&[7; 100]);
+    two.left.send(two.to_right, 1, body);
+    two.left.send(two.to_right, 2, Body::empty());
+    two.until("it is announced", |two| two.right.announced().is_some());
+    two.settle();
+    let arrival = two.right.announced().expect("announced").0;
+    let place = |side: &mut Side<F::Endpoint>| side.endpoint.place(arrival, None);
+    act_late("a place", &mut two.right, place, |side| side.arrived() == [1, 2]);
+}
+
+/// A peer that is closed in the turn between `arm` and the sleep is seen to: its loss is reported.
+pub fn sees_to_a_late_close<F: Fixture>(fixture: F) {
+    let mut two = Two::new(fixture);
+    let peer = two.to_left;
+    two.settle();
+    act_late("a close", &mut two.right, |side| side.endpoint.close(peer), |side| !side.losses().is_empty());
 }

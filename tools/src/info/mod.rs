@@ -1,10 +1,14 @@
 //! `rangefold info`: what this machine offers, what would be used, and why not the rest.
 //! Knows where the system says what; chooses nothing: the choice shown is `transport::auto`'s.
 
+mod facts;
+
+use std::path::Path;
+
 use rangefold::pinning;
 use rangefold_transport::auto::{self, Wish};
 use rangefold_workers::remote::framing;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::exit::Verdict;
 use crate::say;
@@ -42,15 +46,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         }
         Err(unavailable) => json!({ "between_processes": null, "reason": unavailable.to_string() }),
     };
+    let sys = Path::new("/sys");
+    let ports = facts::remote_memory_ports(sys);
     let facts = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "kernel": read("/proc/sys/kernel/osrelease"),
+        "kernel": facts::read("/proc/sys/kernel/osrelease"),
         "processors": pinning::allowed(),
         "vector_units": vector_units(),
         "locked_memory_bytes": limit(rustix::process::Resource::Memlock),
         "open_files": limit(rustix::process::Resource::Nofile),
-        "huge_pages": read("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "io_uring_disabled": read("/proc/sys/kernel/io_uring_disabled"),
+        "huge_pages": facts::huge_pages(sys),
+        "memory_nodes": facts::memory_nodes(sys),
+        "io_uring_disabled": facts::read("/proc/sys/kernel/io_uring_disabled"),
+        "io_uring": facts::io_uring(),
+        "remote_memory_ports": if ports.as_object().is_some_and(Map::is_empty) { "none".into() } else { ports },
         "transport": transport,
     });
     let text = if arguments.json { format!("{facts:#}\n") } else { lines(&facts, 0) };
@@ -61,10 +70,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
 /// A transport that is not built yet.
 fn absent() -> [Value; 1] {
     [json!({ "transport": "verbs", "reason": "not part of this version" })]
-}
-
-fn read(path: &str) -> Option<String> {
-    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
 /// The soft limit; `null` is none.
