@@ -247,8 +247,8 @@ fn a_stopped_server(transport: &str, kind: &str, stop: Duration) -> (Rates, u64)
     #[expect(clippy::cast_precision_loss, reason = "to be printed")]
     let operations = (elsewhere() - first) as f64;
     rates.during = operations / at.elapsed().as_secs_f64();
-    // At most the window of one shard, had nothing of it been in use before.
-    let may = WINDOW_BYTES;
+    // The window of one shard, had nothing of it been in use before, and what keeps the books of it.
+    let may = WINDOW_BYTES + (2 << 20);
     assert!(
         more <= may,
         "a worker had {before:?} bytes and then {more} more, over {transport}; it may {may}"
@@ -296,7 +296,7 @@ fn a_server_that_is_stopped_costs_little_memory_and_no_progress(
 fn figures() {
     let stop = [Duration::from_secs(4)];
     for transport in ["shm", "socket", "uring"] {
-        for _ in 0..3 {
+        for _ in 0..2 {
             a_worker_that_is_stopped_costs_nobody_anything(transport, "pull 4000", &stop);
             a_server_that_is_stopped_costs_little_memory_and_no_progress(transport, "push 4000", &stop);
         }
