@@ -25,13 +25,15 @@ pub enum Why {
          not 0; use --transport socket, or allow it"
     )]
     NotPermitted(Errno),
-    /// Too old.
-    #[error("this kernel's io_uring is too old ({0}): Linux 6.1 or later is needed; use --transport socket")]
+    /// Too old, or a filter that says so.
+    #[error(
+        "this kernel has no io_uring that serves, or a sandbox hides it ({0}): Linux 6.1 or later is needed; use --transport socket"
+    )]
     NoKernelSupport(Errno),
     /// Locked memory.
     #[error(
-        "no memory for the ring ({errno}): the limit on locked memory is {memlock:?} bytes; raise it (ulimit -l, \
-         LimitMEMLOCK=)"
+        "no memory for the ring ({errno}): the limit on locked memory is {}; raise it (ulimit -l, LimitMEMLOCK=)",
+        .memlock.map_or_else(|| "none".to_owned(), |bytes| format!("{bytes} bytes"))
     )]
     NoMemory {
         /// The limit, where there is one.
