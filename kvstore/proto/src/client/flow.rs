@@ -11,6 +11,7 @@ use crate::id::{Assignment, Lane, LinkId, SegmentId, ShardId};
 use crate::key::{Key, KeyRange};
 use crate::limits::Limits;
 use crate::map::Row;
+use crate::table::Aggregation;
 use crate::time::{Round, Stamp};
 use crate::wire::{self, Arguments, Refusal, Small};
 
@@ -30,6 +31,15 @@ pub(super) struct Pending<P> {
     pub(super) base: Key,
     pub(super) payload: P,
     pub(super) arguments: Arguments,
+}
+
+impl<P> Pending<P> {
+    /// Where the values of these keys lie in the payload.
+    fn bytes_of(&self, range: KeyRange, value_bytes: u32) -> core::ops::Range<usize> {
+        // A payload lies in memory, so positions in it fit usize.
+        let at = |key: Key| usize::try_from((key - self.base) * u64::from(value_bytes)).unwrap_or(usize::MAX);
+        at(range.start)..at(range.end)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,12 +73,14 @@ pub(super) struct Flow<P> {
     value_bytes: u32,
     /// Bytes of whole keys in a frame, at most.
     frame_bytes_max: u32,
+    /// Whether its small pushes may share a frame.
+    gathers: bool,
     /// Whether the lane has pushed to it in its present round.
     pub(super) pushed: bool,
 }
 
 impl<P> Flow<P> {
-    pub(super) fn new(floor: Stamp, value_bytes: u32, limits: &Limits) -> Self {
+    pub(super) fn new(floor: Stamp, value_bytes: u32, aggregation: Aggregation, limits: &Limits) -> Self {
         Self {
             last: floor,
             closed: floor,
@@ -82,6 +94,7 @@ impl<P> Flow<P> {
             assignment: Assignment(0),
             value_bytes,
             frame_bytes_max: (limits.frame_bytes_max / value_bytes).max(1) * value_bytes,
+            gathers: aggregation == Aggregation::None,
             pushed: false,
         }
     }
@@ -164,28 +177,29 @@ impl<P> Flow<P> {
 }
 
 impl<P: Clone> Flow<P> {
-    /// How many bytes the next push has, if it is of this round and may share a frame.
-    pub(super) fn next_small_bytes(&self, round: Round) -> Option<u64> {
-        if self.state != State::Live || self.next_key.is_some() {
+    /// The round and the bytes of the next push, if it may share a frame: small, whole, without arguments, and applied as it
+    /// comes. What is kept until its round ends would keep the others' bytes as well.
+    pub(super) fn next_small(&self) -> Option<(Round, u64)> {
+        if !self.gathers || self.state != State::Live || self.next_key.is_some() {
             return None;
         }
         let pending = self.unacknowledged.get(self.next)?;
         let bytes = pending.values.len() * u64::from(self.value_bytes);
-        let small = bytes <= GATHER_BYTES_MAX.min(self.frame_bytes_max.into());
-        (small && pending.round == round && pending.arguments.as_slice().is_empty()).then_some(bytes)
+        let near = pending.task.stamp.0.wrapping_sub(pending.previous.0) <= u32::MAX.into();
+        let small = near && bytes <= GATHER_BYTES_MAX.min(self.frame_bytes_max.into());
+        (small && pending.arguments.as_slice().is_empty()).then_some((pending.round, bytes))
     }
 
-    /// Adds the next push, which may share a frame, to one. Says whether it could be said.
+    /// Adds the next push, which may share a frame, to one.
     pub(super) fn gather_next(
         &mut self,
         segment: SegmentId,
         keys: &mut Vec<u8>,
         gathered: &mut Gathered<P>,
         counters: &mut Counters,
-    ) -> bool {
-        let Some(pending) = self.unacknowledged.get(self.next) else { return false };
-        let value_bytes = u64::from(self.value_bytes);
-        let bytes = pending.values.len() * value_bytes;
+    ) {
+        let Some(pending) = self.unacknowledged.get(self.next) else { return };
+        let bytes = pending.values.len() * u64::from(self.value_bytes);
         let small = Small {
             segment,
             assignment: self.assignment,
@@ -195,16 +209,11 @@ impl<P: Clone> Flow<P> {
             // Small.
             value_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
         };
-        if !wire::put_small(keys, &small) {
-            return false;
-        }
-        // A payload lies in memory, so positions in it fit usize.
-        let at = |key: Key| usize::try_from((key - pending.base) * value_bytes).unwrap_or(usize::MAX);
-        gathered.push((pending.payload.clone(), at(pending.values.start)..at(pending.values.end)));
+        wire::put_small(keys, &small);
+        gathered.push((pending.payload.clone(), pending.bytes_of(pending.values, self.value_bytes)));
         let mark = (pending.task.stamp, pending.values.end);
         self.say_mark(mark, bytes, counters);
         self.rewind(self.next + 1);
-        true
     }
 
     /// Counts what is said, and how far that is.
@@ -220,9 +229,8 @@ impl<P: Clone> Flow<P> {
     /// already where it goes.
     pub(super) fn next_frame(&mut self, bytes: u64, frame: &mut Frame<P>, counters: &mut Counters) {
         let Some(pending) = self.unacknowledged.get(self.next) else { return };
-        let value_bytes = u64::from(self.value_bytes);
         let start = self.next_key.unwrap_or(pending.values.start);
-        let range = KeyRange::new(start, start + bytes / value_bytes);
+        let range = KeyRange::new(start, start + bytes / u64::from(self.value_bytes));
         let last = range.end == pending.values.end;
         let header = &mut frame.header;
         header.first = range.start == pending.values.start;
@@ -235,9 +243,7 @@ impl<P: Clone> Flow<P> {
         header.stamp = pending.task.stamp;
         header.range = range;
         header.previous = pending.previous;
-        // A payload lies in memory, so positions in it fit usize.
-        let at = |key: Key| usize::try_from((key - pending.base) * value_bytes).unwrap_or(usize::MAX);
-        let bytes_of = at(range.start)..at(range.end);
+        let bytes_of = pending.bytes_of(range, self.value_bytes);
         frame.body = SendBody::Values { payload: pending.payload.clone(), bytes: bytes_of };
         let extension = &mut frame.extension;
         (extension.credit, extension.pull) = (None, None);

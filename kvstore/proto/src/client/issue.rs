@@ -110,7 +110,8 @@ impl<P: Clone> ClientCore<P> {
         let Push { lane, table, range, payload, arguments } = push;
         let spec = self.admit(lane, table, range)?;
         let (bytes, held) = self.weigh(spec, lane, table, range)?;
-        let (mut parts, value_bytes) = (spec.cut(table, range), spec.value_bytes());
+        let (mut parts, value_bytes, aggregation) =
+            (spec.cut(table, range), spec.value_bytes(), spec.aggregation);
         let left = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let (task, round) = self.begin(lane, left, bytes).ok_or(IssueError::NoLane(lane))?;
         self.unacknowledged_bytes += bytes;
@@ -123,7 +124,7 @@ impl<P: Clone> ClientCore<P> {
             // The last part takes it, so that one of one segment is not counted up and down.
             let payload = if parts.len() == 0 { payload.take() } else { payload.clone() };
             let Some(payload) = payload else { break };
-            let make = || Flow::new(floor, value_bytes, &self.limits);
+            let make = || Flow::new(floor, value_bytes, aggregation, &self.limits);
             let flow = self.flows.get_or_insert_with((lane, segment), make);
             if !core::mem::replace(&mut flow.pushed, true)
                 && let Some(state) = self.lanes.get_mut(lane)

@@ -18,17 +18,6 @@ pub(super) const GATHER_BYTES_MAX: u64 = 512;
 /// Bytes of a frame of several pushes, at most: some fifty of 64 f32, which is where more saves nothing any more.
 const GATHERED_BYTES_MAX: u64 = 16 << 10;
 
-impl<P> Frame<P> {
-    /// Whether it is a push that others may join: small, whole, without arguments.
-    fn is_small(&self, bytes: u64) -> bool {
-        let header = &self.header;
-        bytes <= GATHER_BYTES_MAX
-            && header.first
-            && header.last
-            && self.extension.arguments.as_slice().is_empty()
-    }
-}
-
 impl<P: Clone> ClientCore<P> {
     /// Whether `poll_output` has an effect to tell, whatever may be sent.
     #[must_use]
@@ -217,6 +206,7 @@ impl<P: Clone> ClientCore<P> {
             if !link.may_push(bytes) {
                 return false;
             }
+            let is_small = flow.next_small().is_some();
             let header = &mut self.frame.header;
             (header.kind, header.job, header.segment, header.lane) = (Kind::Push, self.job, segment, lane);
             flow.next_frame(bytes, &mut self.frame, &mut self.counters);
@@ -224,7 +214,7 @@ impl<P: Clone> ClientCore<P> {
             // It comes again after the others, if it has more.
             let next = flow.next_round();
             flow.queued = link.requeue_first(next, &mut self.sequence);
-            if self.frame.is_small(bytes) {
+            if is_small {
                 self.gather(shard, bytes);
             }
             return true;
@@ -240,60 +230,36 @@ impl<P: Clone> ClientCore<P> {
         let room = GATHERED_BYTES_MAX.min(self.limits.frame_bytes_max.into());
         let mut used = entry + bytes;
         let header = &mut self.frame.header;
-        let first = Small {
-            segment: header.segment,
-            assignment: header.assignment,
-            stamp: header.stamp,
-            previous: header.previous,
-            range: header.range,
-            value_bytes: header.value_bytes,
-        };
         self.gathered.clear();
         while let Some(((lane, segment), flow)) = link.first_flow().and_then(|place| self.flows.at_mut(place))
         {
-            let Some(bytes) = flow.next_small_bytes(header.round).filter(|_| lane == header.lane) else {
-                break;
-            };
-            // The first one's entry is not paid for yet.
-            let entries = if self.gathered.is_empty() { 2 * entry } else { entry };
-            if used + entry + bytes > room || !link.may_push(entries + bytes) {
+            let Some((round, bytes)) = flow.next_small() else { break };
+            // The first one's entry is not paid for before there is a second.
+            let more = if self.gathered.is_empty() { 2 * entry + bytes } else { entry + bytes };
+            let fits = used + entry + bytes <= room && link.may_push(more);
+            if !fits || (lane, round) != (header.lane, header.round) {
                 break;
             }
-            if self.gathered.is_empty() {
+            if let SendBody::Values { payload, bytes } = mem::take(&mut self.frame.body) {
                 self.control.clear();
-                if !wire::put_small(&mut self.control, &first) {
-                    return;
-                }
-                if let SendBody::Values { payload, bytes } = mem::take(&mut self.frame.body) {
-                    self.gathered.push((payload, bytes));
-                }
+                wire::put_small(&mut self.control, &Small::of(header));
+                self.gathered.push((payload, bytes));
             }
-            if !flow.gather_next(segment, &mut self.control, &mut self.gathered, &mut self.counters) {
-                break;
-            }
-            link.pushed(if self.gathered.len() == 2 { 2 * entry + bytes } else { entry + bytes });
+            flow.gather_next(segment, &mut self.control, &mut self.gathered, &mut self.counters);
+            link.pushed(more);
             used += entry + bytes;
             let next = flow.next_round();
             flow.queued = link.requeue_first(next, &mut self.sequence);
         }
-        match self.gathered.len() {
-            0 => {}
-            // The second could not be said so.
-            1 => {
-                if let Some((payload, bytes)) = self.gathered.pop() {
-                    self.frame.body = SendBody::Values { payload, bytes };
-                }
-            }
-            _ => {
-                header.kind = Kind::Pushes;
-                (header.first, header.last) = (false, false);
-                (header.segment, header.assignment) = (SegmentId(0), Assignment(0));
-                (header.range, header.previous) = (KeyRange::default(), header.stamp);
-                // Both are bounded by a frame.
-                header.key_bytes = u32::try_from(self.control.len()).unwrap_or(u32::MAX);
-                header.value_bytes = u32::try_from(used).unwrap_or(u32::MAX) - header.key_bytes;
-                self.frame.body = SendBody::Gathered;
-            }
+        if !self.gathered.is_empty() {
+            header.kind = Kind::Pushes;
+            (header.first, header.last) = (false, false);
+            (header.segment, header.assignment) = (SegmentId(0), Assignment(0));
+            (header.range, header.previous) = (KeyRange::default(), header.stamp);
+            // Both are bounded by a frame.
+            header.key_bytes = u32::try_from(self.control.len()).unwrap_or(u32::MAX);
+            header.value_bytes = u32::try_from(used).unwrap_or(u32::MAX) - header.key_bytes;
+            self.frame.body = SendBody::Gathered;
         }
     }
 

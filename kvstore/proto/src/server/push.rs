@@ -4,6 +4,7 @@
 
 use crate::id::{Lane, LinkId, SegmentId};
 use crate::key::KeyRange;
+use crate::table::Aggregation;
 use crate::time::{Incarnation, Stamp};
 use crate::wire::{self, Arguments, Header, Kind, Refusal, SMALL_BYTES};
 
@@ -23,19 +24,11 @@ impl<P: Clone> ServerCore<P> {
         }
         let mut at = header.key_bytes;
         for small in smalls {
-            let push = Header {
-                kind: Kind::Push,
-                first: true,
-                last: true,
-                key_bytes: 0,
-                value_bytes: small.value_bytes,
-                segment: small.segment,
-                assignment: small.assignment,
-                stamp: small.stamp,
-                range: small.range,
-                previous: small.previous,
-                ..*header
-            };
+            // Kept until its round ends, it would keep the bytes of all others, which its credit does not cover.
+            if self.segments.get(small.segment).is_some_and(|held| held.aggregation != Aggregation::None) {
+                return self.violation(id, "a push that waits for its round in one frame with others");
+            }
+            let push = small.header(header);
             let entry = u32::try_from(SMALL_BYTES).unwrap_or(u32::MAX);
             let credit = small.value_bytes.saturating_add(entry);
             self.counters.gathered += 1;

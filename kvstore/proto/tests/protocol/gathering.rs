@@ -10,17 +10,6 @@ use crate::shard::{Effect, JOB, LINK, SEGMENT, Shard, acks, applied, kinds, numb
 use crate::worker::{Worker, pushed, sent};
 use crate::{aggregated, at, table, view};
 
-fn small(header: &Header) -> Small {
-    Small {
-        segment: header.segment,
-        assignment: header.assignment,
-        stamp: header.stamp,
-        previous: header.previous,
-        range: header.range,
-        value_bytes: header.value_bytes,
-    }
-}
-
 /// A frame of these pushes, with a payload of numbered bytes.
 fn gather(
     shard: &mut Shard,
@@ -28,7 +17,7 @@ fn gather(
     change: impl FnOnce(&mut Header, &mut Vec<u8>),
 ) -> Vec<Effect> {
     let mut keys = Vec::new();
-    assert!(pushes.iter().all(|push| wire::put_small(&mut keys, &small(push))));
+    pushes.iter().for_each(|push| wire::put_small(&mut keys, &Small::of(push)));
     let value_bytes = pushes.iter().map(|push| push.value_bytes).sum();
     let (lane, round, stamp) = (pushes[0].lane, pushes[0].round, pushes[0].stamp);
     let mut header = Header { lane, round, stamp, previous: stamp, ..Header::of(Kind::Pushes, JOB) };
@@ -39,7 +28,7 @@ fn gather(
 }
 
 fn shard() -> Shard {
-    Shard::new(Limits::standard(), &[table(10), aggregated(10)], &view(1, &[(1, 0), (1, 0)]))
+    Shard::new(Limits::standard(), &[table(10), aggregated(10), table(10)], &view(1, &[(1, 0), (1, 0)]))
 }
 
 //= protocol.md P3
@@ -75,12 +64,12 @@ fn behind_a_gap_nothing_of_that_segment_is_applied() {
     let mut shard = shard();
     let pushes = [
         push(0, at(4), at(3), 0..2),
-        Header { segment: SegmentId::new(TableId(1), 0), ..push(0, at(1), at(0), 0..10) },
+        Header { segment: SegmentId::new(TableId(2), 0), ..push(0, at(1), at(0), 0..10) },
         push(0, at(6), at(4), 0..2),
     ];
     let effects = gather(&mut shard, &pushes, |_, _| {});
-    assert_eq!((applied(&effects), kinds(&effects)), (vec![], vec![Kind::Gap]));
-    assert_eq!(shard.core.counters().pushes, 1, "the other segment's is contributed");
+    assert_eq!(applied(&effects), [(0, at(1), KeyRange::new(0, 10))], "the other segment's");
+    assert_eq!(kinds(&effects), [Kind::Gap, Kind::Ack]);
 }
 
 #[test]
@@ -104,6 +93,23 @@ fn a_list_that_does_not_fit_its_values_is_cut_off_before_anything_is_applied() {
     let effects = gather(&mut shard, &wrong, |_, _| {});
     assert!(effects.contains(&Effect::Disconnected(LINK)), "{effects:?}");
     assert_eq!(shard.core.counters().pushes, 1);
+}
+
+//= protocol.md T10
+//= type=test
+#[test]
+fn what_waits_for_its_round_shares_no_frame() {
+    let mut shard = shard();
+    let kept = Header { segment: SegmentId::new(TableId(1), 0), ..push(0, at(1), at(0), 0..10) };
+    assert_eq!(gather(&mut shard, &[kept, kept], |_, _| {}), [Effect::Disconnected(LINK)]);
+    assert_eq!(shard.core.counters().pushes, 0);
+    let mut worker = Worker::new(Limits::standard(), &[aggregated(10)], &view(1, &[(1, 0), (1, 0)]), &[0]);
+    worker.linked(0, 1);
+    worker.push(0, 0..1);
+    worker.frames = 0;
+    worker.try_push(0, 1..2).unwrap();
+    worker.try_push(0, 2..3).unwrap();
+    assert_eq!((pushed(&worker.drain()), worker.frames), (vec![at(2), at(3)], 2));
 }
 
 /// A worker whose view and first push have gone.

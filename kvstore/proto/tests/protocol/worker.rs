@@ -192,19 +192,7 @@ fn pushes(link: LinkId, header: &Header, body: &[u8]) -> Vec<Effect> {
     let sent = wire::smalls(keys).unwrap().map(|small| {
         let (body, rest) = values.split_at(small.value_bytes as usize);
         values = rest;
-        let header = Header {
-            kind: Kind::Push,
-            first: true,
-            last: true,
-            key_bytes: 0,
-            value_bytes: small.value_bytes,
-            segment: small.segment,
-            assignment: small.assignment,
-            stamp: small.stamp,
-            range: small.range,
-            previous: small.previous,
-            ..*header
-        };
+        let header = small.header(header);
         Effect::Sent(Sent { link, header, extension: Extension::default(), body: body.to_vec() })
     });
     let sent = sent.collect();
